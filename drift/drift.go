@@ -1,0 +1,295 @@
+// Package drift holds the nouns of Capdrift and the pure comparison of what was
+// declared with what the kernel holds.
+//
+// Read it in this order: [Report] and its parts are what one look at one node
+// yields (and, as JSON, what is published as capdrift.node/v1); [Compare] holds
+// the processes of one container against its OCI spec; [Confirm] keeps what two
+// looks agree on.
+//
+// # Promises
+//
+// Nothing here reads a file, a socket or a clock: the same input gives the same
+// output. A layer that is not known is nil, never an empty value. Capability
+// bitmaps are never compared across user namespaces.
+package drift
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/capdrift/capdrift/capdecode"
+)
+
+// Schema names the published form of a [Report].
+const Schema = "capdrift.node/v1"
+
+// Layer is one hop of a declaration's way from the pod spec to the kernel.
+type Layer string
+
+// The four layers.
+const (
+	LayerPod    Layer = "pod"
+	LayerCRI    Layer = "cri"
+	LayerOCI    Layer = "oci"
+	LayerKernel Layer = "kernel"
+)
+
+// Severity orders findings; a higher one is worse.
+type Severity int
+
+// The severities, from harmless to worst.
+const (
+	Info Severity = iota + 1
+	Low
+	Medium
+	High
+	Critical
+)
+
+var severityNames = [...]string{"", "info", "low", "medium", "high", "critical"}
+
+// Severities lists all of them, worst first.
+func Severities() []Severity { return []Severity{Critical, High, Medium, Low, Info} }
+
+func (s Severity) String() string { return severityNames[s] }
+
+// MarshalText writes the lower-case name.
+func (s Severity) MarshalText() ([]byte, error) {
+	if s < Info || s > Critical {
+		return nil, fmt.Errorf("severity %d has no name", int(s))
+	}
+	return []byte(s.String()), nil
+}
+
+// UnmarshalText reads the lower-case name.
+func (s *Severity) UnmarshalText(text []byte) error {
+	for _, known := range Severities() {
+		if string(text) == known.String() {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("severity %.20q: want critical, high, medium, low or info", text)
+}
+
+// Observation says how much of a thing was seen.
+type Observation string
+
+// The outcomes of looking at a container or a process.
+const (
+	Observed           Observation = "observed"
+	Partial            Observation = "partial"             // some of it was seen
+	Vanished           Observation = "vanished"            // it ended while we looked
+	Unreadable         Observation = "unreadable"          // it is there, we may not read it
+	Starting           Observation = "starting"            // a runtime's own stage, not yet the container's program
+	UnsupportedRuntime Observation = "unsupported_runtime" // gVisor, Kata: the host's /proc does not show it
+)
+
+// Report is what one look at one node yields.
+type Report struct {
+	Schema     string      `json:"schema"`
+	Node       Node        `json:"node"`
+	Runtime    *Runtime    `json:"runtime"` // nil when no runtime answered
+	TakenAt    time.Time   `json:"takenAt"`
+	DurationMs int64       `json:"durationMs"`
+	Coverage   Coverage    `json:"coverage"`
+	Containers []Container `json:"containers"`
+	Findings   []Finding   `json:"findings"`
+}
+
+// Node is the machine and the kernel whose /proc was read.
+type Node struct {
+	Name       string        `json:"name"`
+	BootID     string        `json:"bootId"` // /proc/sys/kernel/random/boot_id
+	Kernel     string        `json:"kernel"` // uname release
+	CapLastCap capdecode.Cap `json:"capLastCap"`
+	CgroupMode string        `json:"cgroupMode"` // v1, hybrid, v2
+
+	// UserNamespace is that of pid 1 of this /proc: where containers live that
+	// have no user namespace of their own.
+	UserNamespace UserNamespace `json:"-"`
+}
+
+// Runtime is the container runtime that answered.
+type Runtime struct {
+	Name     string `json:"name"`
+	Version  string `json:"version"`
+	Endpoint string `json:"endpoint"`
+}
+
+// Container is one container: what was declared for it at each hop and the
+// processes found in its cgroup.
+type Container struct {
+	ID             string      `json:"id"`
+	Name           string      `json:"name"`
+	Image          string      `json:"image"`
+	Pod            *Pod        `json:"pod"` // nil when no pod is known
+	RuntimeHandler string      `json:"runtimeHandler"`
+	Sandbox        bool        `json:"sandbox,omitempty"` // a pod's pause container
+	Managed        bool        `json:"managed"`           // a pod of the CRI explains it
+	Origin         string      `json:"origin,omitempty"`  // where an unmanaged one was found
+	Observation    Observation `json:"observation"`
+	Reason         string      `json:"reason,omitempty"` // why the observation is not "observed"
+	Declared       Declared    `json:"declared"`
+	Processes      []Process   `json:"processes"`
+
+	InitPID    int    `json:"-"` // as the runtime says; 0 when it does not
+	CgroupPath string `json:"-"` // OCI linux.cgroupsPath, in either driver's form
+}
+
+// Pod names the Kubernetes pod of a container.
+type Pod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+}
+
+// Declared holds what each hop asked for; a hop that is not known is nil.
+type Declared struct {
+	Pod *PodSecurity `json:"pod"`
+	CRI *CRI         `json:"cri"`
+	OCI *OCI         `json:"oci"`
+}
+
+// PodSecurity is the part of a pod spec's securityContext that decides
+// capabilities, as written.
+type PodSecurity struct {
+	Add        []string `json:"add"`
+	Drop       []string `json:"drop"`
+	Privileged bool     `json:"privileged"`
+}
+
+// CRI is the part of the CRI ContainerConfig that decides capabilities, as written.
+type CRI struct {
+	Add             []string `json:"add"`
+	Drop            []string `json:"drop"`
+	Privileged      bool     `json:"privileged"`
+	NoNewPrivileges bool     `json:"noNewPrivileges"`
+}
+
+// OCI is the part of the OCI runtime spec that decides capabilities.
+type OCI struct {
+	capdecode.Sets
+	NoNewPrivileges bool      `json:"noNewPrivileges"`
+	UID             uint32    `json:"uid"`          // process.user.uid, as seen in the container
+	UnknownNames    []string  `json:"unknownNames"` // names in the five lists that mean no capability
+	UserNamespace   bool      `json:"userNamespace"`
+	UIDMap          []IDRange `json:"-"` // linux.uidMappings, nil without a user namespace
+}
+
+// Process is one process as /proc told of it. Its identity is the node's boot
+// id, the pid and the start time together.
+type Process struct {
+	PID             int            `json:"pid"`
+	StartTime       uint64         `json:"startTime"` // clock ticks since boot, stat field 22
+	ParentPID       int            `json:"parentPid"`
+	Name            string         `json:"name"` // comm: hostile text, raw; may be invalid UTF-8 before output
+	State           string         `json:"state"`
+	UID             uint32         `json:"uid"`             // effective, in the reader's user namespace
+	ContainerUID    *uint32        `json:"containerUid"`    // effective, in the container's; nil when unmapped
+	NoNewPrivileges *bool          `json:"noNewPrivileges"` // nil before Linux 4.10
+	Seccomp         *int           `json:"seccomp"`         // 0 off, 1 strict, 2 filter; nil when not told
+	UserNamespace   UserNamespace  `json:"userNamespace"`
+	Caps            capdecode.Sets `json:"caps"`
+	Observation     Observation    `json:"observation"` // observed or starting
+	ThreadCount     int            `json:"threadCount"`
+	Threads         []Thread       `json:"threads,omitempty"` // only those whose sets differ from the leader's
+
+	NamespacePIDs []int         `json:"-"` // NSpid: the pid in each pid namespace, outermost first
+	Age           time.Duration `json:"-"` // since its start, by the node's uptime
+}
+
+// Thread is a thread whose credentials are not its leader's; capabilities(7):
+// each thread has its own sets.
+type Thread struct {
+	TID             int            `json:"tid"`
+	Name            string         `json:"name"`
+	UID             uint32         `json:"uid"`
+	NoNewPrivileges *bool          `json:"noNewPrivileges"`
+	Caps            capdecode.Sets `json:"caps"`
+}
+
+// Finding is one thing that is not as declared, or that a person should know.
+type Finding struct {
+	ID           string        `json:"id"` // stable: the same cause on the same container keeps it
+	Kind         Kind          `json:"kind"`
+	Severity     Severity      `json:"severity"`
+	Layer        Layer         `json:"layer,omitempty"`
+	ContainerID  string        `json:"containerId"`
+	Container    string        `json:"container"`
+	Pod          *Pod          `json:"pod"`
+	PID          int           `json:"pid,omitempty"`
+	TID          int           `json:"tid,omitempty"`
+	Set          string        `json:"set,omitempty"` // which of the five sets
+	Capabilities capdecode.Set `json:"capabilities"`  // as names: ["CAP_SYS_ADMIN"]
+	Message      string        `json:"message"`
+	Remedy       string        `json:"remedy"`
+}
+
+// MarshalJSON writes the capabilities as a list of names.
+func (f Finding) MarshalJSON() ([]byte, error) {
+	type plain Finding
+	return json.Marshal(struct {
+		plain
+		Capabilities []string `json:"capabilities"`
+	}{plain(f), f.Capabilities.Names()})
+}
+
+// Coverage says how much of the node a report saw.
+type Coverage struct {
+	Containers ContainerCoverage `json:"containers"`
+	Processes  ProcessCoverage   `json:"processes"`
+	Threads    ThreadCoverage    `json:"threads"`
+	Complete   bool              `json:"complete"`
+	Limits     []Limit           `json:"limits"` // what was not seen, and why
+}
+
+// ContainerCoverage counts running containers by how much of each was seen.
+type ContainerCoverage struct {
+	Running     int `json:"running"`
+	Observed    int `json:"observed"`
+	Partial     int `json:"partial"`
+	Unreadable  int `json:"unreadable"`
+	Unsupported int `json:"unsupported"`
+}
+
+// ProcessCoverage counts the processes of containers.
+type ProcessCoverage struct {
+	Observed   int `json:"observed"`
+	Starting   int `json:"starting"`
+	Vanished   int `json:"vanished"`
+	Unreadable int `json:"unreadable"`
+}
+
+// ThreadCoverage counts threads beside their leaders.
+type ThreadCoverage struct {
+	Observed int `json:"observed"`
+	Skipped  int `json:"skipped"`
+}
+
+// Limit is one thing that a look could not see or do.
+type Limit struct {
+	What string `json:"what"`
+	Why  string `json:"why"`
+	// Blind is true when something that exists was not looked at, false when it
+	// was seen by a weaker means than the best.
+	Blind bool `json:"blind"`
+}
+
+// Inventory is what a container runtime tells: the running containers, with
+// everything declared about them and no processes yet.
+type Inventory struct {
+	Runtime    Runtime
+	Containers []Container
+	Limits     []Limit
+}
+
+// Sweep is what /proc tells: the given containers with their processes, after
+// them the containers that were found on the node without having been given.
+type Sweep struct {
+	Containers []Container
+	Processes  ProcessCoverage
+	Threads    ThreadCoverage
+	Limits     []Limit
+}

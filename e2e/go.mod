@@ -1,0 +1,3 @@
+module github.com/capdrift/capdrift/e2e
+
+go 1.26.0
