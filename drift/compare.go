@@ -102,22 +102,22 @@ func (c *Container) init() *Process {
 // What it returns above [Info] is a suspicion until [Confirm] has seen it twice.
 func Compare(node Node, c Container) []Finding {
 	b := book{node: node, container: c}
-	switch {
-	case c.Observation == UnsupportedRuntime:
+	switch c.Observation {
+	case UnsupportedRuntime:
 		b.add(Finding{
 			Kind: Unsupported, Severity: Info,
 			Message: fmt.Sprintf("%s: what its processes hold cannot be seen from the host: %s", c.label(), c.Reason),
 			Remedy:  "Judge this container by its declaration, or look inside its guest.",
 		})
 		return b.findings
-	case c.Observation == Unreadable:
+	case Unreadable:
 		b.add(Finding{
 			Kind: NotReadable, Severity: Info,
 			Message: fmt.Sprintf("%s runs and could not be read: %s", c.label(), c.Reason),
 			Remedy:  "Run as root and with the host's /proc and /sys/fs/cgroup in reach (--host-root).",
 		})
 	}
-	if !c.Managed {
+	if c.Managed != nil && !*c.Managed {
 		b.unmanaged()
 	}
 	if c.Declared.OCI == nil {

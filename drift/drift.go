@@ -16,6 +16,7 @@ package drift
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/capdrift/capdrift/capdecode"
@@ -127,7 +128,7 @@ type Container struct {
 	Pod            *Pod        `json:"pod"` // nil when no pod is known
 	RuntimeHandler string      `json:"runtimeHandler"`
 	Sandbox        bool        `json:"sandbox,omitempty"` // a pod's pause container
-	Managed        bool        `json:"managed"`           // a pod of the CRI explains it
+	Managed        *bool       `json:"managed"`           // a pod of the CRI explains it; nil when no runtime could be asked
 	Origin         string      `json:"origin,omitempty"`  // where an unmanaged one was found
 	Observation    Observation `json:"observation"`
 	Reason         string      `json:"reason,omitempty"` // why the observation is not "observed"
@@ -292,4 +293,40 @@ type Sweep struct {
 	Processes  ProcessCoverage
 	Threads    ThreadCoverage
 	Limits     []Limit
+}
+
+// Cover counts the report's containers and processes by how much of each was
+// seen and says whether the report is complete: nothing that runs was left
+// unseen. What is not in the report, vanished and unreadable processes, must
+// have been counted before.
+func (r *Report) Cover() {
+	cover := &r.Coverage
+	cover.Containers, cover.Processes.Observed, cover.Processes.Starting = ContainerCoverage{}, 0, 0
+	for _, c := range r.Containers {
+		for _, p := range c.Processes {
+			if p.Observation == Starting {
+				cover.Processes.Starting++
+			} else {
+				cover.Processes.Observed++
+			}
+		}
+		if c.Sandbox {
+			continue
+		}
+		count := &cover.Containers
+		count.Running++
+		switch c.Observation {
+		case Observed:
+			count.Observed++
+		case UnsupportedRuntime:
+			count.Unsupported++
+		case Unreadable:
+			count.Unreadable++
+		default:
+			count.Partial++
+		}
+	}
+	cover.Complete = cover.Containers.Observed == cover.Containers.Running &&
+		cover.Processes.Unreadable == 0 && cover.Processes.Starting == 0 && cover.Threads.Skipped == 0 &&
+		!slices.ContainsFunc(cover.Limits, func(l Limit) bool { return l.Blind })
 }

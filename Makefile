@@ -1,0 +1,68 @@
+# Everything that this project can do, by name. `make help` is the index.
+
+CACHE  := $(CURDIR)/.cache
+TOOLS  := $(CACHE)/tools
+GO     := go
+FUZZTIME ?= 1m
+
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
+BENCHSTAT     := $(TOOLS)/benchstat
+
+# The parts of `make test`, cheap ones first.
+TESTS := lint unit e2e
+
+.PHONY: help build demo test $(TESTS) microvm fuzz bench packages clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/capdrift, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/capdrift ./cmd/capdrift
+
+demo: ## a real node, eleven pods, one scan: see it work (Linux, root, Go, gcc)
+	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo
+
+test: packages $(TESTS) ## everything CI runs: lint, unit tests under the race detector, both real nodes
+
+lint: $(GOLANGCI_LINT) ## gofmt, go vet and golangci-lint on both modules
+	$(GO) vet ./... && $(GOLANGCI_LINT) run ./...
+	cd e2e && $(GO) vet ./... && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
+
+unit: ## the main module under the race detector; no root, no containers
+	$(GO) test -race ./...
+
+e2e: ## a real containerd on this machine, and one in a microVM (root)
+	cd e2e && CGO_ENABLED=0 $(GO) test -count=1 -timeout 25m -p 1 ./...
+
+fuzz: ## every fuzz target for FUZZTIME (1m) each
+	@for package in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+	    echo "$$package $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+	  done; \
+	done
+
+bench: packages $(BENCHSTAT) ## our sweep beside pscap and beside the floor, in one run
+	$(GO) test -run '^$$' -bench . -benchmem -count 6 ./proc ./cri | tee $(CACHE)/bench.txt
+	$(BENCHSTAT) $(CACHE)/bench.txt
+
+# Debian's packages that the tests compare with: capsh and pscap.
+packages:
+	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils; do \
+	  command -v $${needed%%:*} >/dev/null 2>&1 || missing="$$missing $${needed##*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; } >/dev/null; \
+	fi
+
+$(GOLANGCI_LINT):
+	@echo "building golangci-lint (about a minute, once)"
+	@GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	@mv $(TOOLS)/golangci-lint $@
+
+$(BENCHSTAT):
+	GOBIN=$(TOOLS) $(GO) install golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+
+clean: ## remove what was built and cached
+	rm -rf bin $(CACHE)

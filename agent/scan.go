@@ -1,0 +1,178 @@
+// Package agent decides when and in what order one node is looked at.
+//
+// It knows neither the CRI nor /proc: [Runtime] and [Host] are what it needs of
+// them, and whoever builds a [Scanner] hands it the parts.
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// Runtime tells which containers run and what was declared for them.
+type Runtime interface {
+	Inventory(ctx context.Context) (drift.Inventory, error)
+}
+
+// Host tells what the kernel holds.
+type Host interface {
+	Node() (drift.Node, []drift.Limit, error)
+	Sweep(ctx context.Context, containers []drift.Container) (drift.Sweep, error)
+}
+
+// Scanner takes one look at one node and, where something is suspicious, more.
+type Scanner struct {
+	Host    Host
+	Runtime Runtime // nil when none could be reached: then NoRuntime says why
+	// NoRuntime is the error that kept Runtime from being built.
+	NoRuntime error
+	// Between is the time from one look to the next. A runtime's own stages hold
+	// full capabilities in the container's cgroup for milliseconds at every
+	// start and exec, so a suspicion counts only when it is still there.
+	Between time.Duration
+	Now     func() time.Time
+	// Wait returns after the duration, or earlier with the context's error.
+	Wait func(context.Context, time.Duration) error
+}
+
+// maxLooks bounds how often one scan looks: twice to confirm, and once more for
+// what appeared only in the second look.
+const maxLooks = 3
+
+// Scan returns the report of the node. A runtime that does not answer is said in
+// the report (Runtime is nil, and a limit tells why); an error means that there
+// was nothing to report at all.
+func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
+	started := s.Now()
+	node, limits, err := s.Host.Node()
+	if err != nil {
+		return drift.Report{}, fmt.Errorf("reading the node: %w", err)
+	}
+	current, err := s.look(ctx, node)
+	if err != nil {
+		return drift.Report{}, err
+	}
+	confirmed := make(map[string]drift.Finding)
+	missed := 0
+	for n := 1; n < maxLooks && current.unsettled(confirmed); n++ {
+		if err := s.Wait(ctx, s.Between); err != nil {
+			return drift.Report{}, fmt.Errorf("waiting for another look: %w", err)
+		}
+		next, err := s.look(ctx, node)
+		if err != nil {
+			return drift.Report{}, err
+		}
+		for _, finding := range drift.Confirm(current.candidates, next.candidates) {
+			confirmed[finding.ID] = finding
+		}
+		missed += len(current.suspicions(confirmed, next.lost))
+		current = next
+	}
+	missed += len(current.suspicions(confirmed, nil))
+
+	report := drift.Report{
+		Schema: drift.Schema, Node: node, Runtime: current.runtime, TakenAt: started.UTC(),
+		Containers: current.sweep.Containers, Findings: []drift.Finding{},
+		Coverage: drift.Coverage{
+			Processes: current.sweep.Processes, Threads: current.sweep.Threads,
+			Limits: append(append(append([]drift.Limit{}, limits...), current.limits...), current.sweep.Limits...),
+		},
+	}
+	for _, finding := range current.candidates {
+		if finding.Severity == drift.Info {
+			report.Findings = append(report.Findings, finding)
+		}
+	}
+	for _, finding := range confirmed {
+		if finding.Severity > drift.Info {
+			report.Findings = append(report.Findings, finding)
+		}
+	}
+	if missed > 0 {
+		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
+			What:  fmt.Sprintf("%d suspicions that were seen only once", missed),
+			Why:   "a process ended before a second look, or appeared in the last one; scan again",
+			Blind: true,
+		})
+	}
+	drift.Sort(report.Findings)
+	report.Cover()
+	report.DurationMs = s.Now().Sub(started).Milliseconds()
+	return report, nil
+}
+
+// look is what one look saw.
+type look struct {
+	runtime    *drift.Runtime
+	sweep      drift.Sweep
+	limits     []drift.Limit
+	candidates []drift.Finding
+}
+
+// look asks the runtime and reads /proc once.
+func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
+	var seen look
+	var given []drift.Container
+	failure := s.NoRuntime
+	if s.Runtime != nil {
+		var inventory drift.Inventory
+		if inventory, failure = s.Runtime.Inventory(ctx); failure == nil {
+			seen.runtime, seen.limits, given = &inventory.Runtime, inventory.Limits, inventory.Containers
+		}
+	}
+	sweep, err := s.Host.Sweep(ctx, given)
+	if err != nil {
+		return look{}, fmt.Errorf("reading the processes: %w", err)
+	}
+	seen.sweep = sweep
+	if failure != nil {
+		seen.limits = append(seen.limits, drift.Limit{
+			What: "what was declared for any container", Why: failure.Error(), Blind: true,
+		})
+	}
+	for i := range sweep.Containers {
+		c := &sweep.Containers[i]
+		drift.Settle(node, c)
+		if failure != nil {
+			// Nobody could say whether a pod explains it.
+			c.Managed = nil
+			continue
+		}
+		seen.candidates = append(seen.candidates, drift.Compare(node, *c)...)
+	}
+	return seen, nil
+}
+
+// unsettled tells whether another look could say more: something suspicious is
+// not confirmed yet, or a runtime has not finished starting a process.
+func (l look) unsettled(confirmed map[string]drift.Finding) bool {
+	return len(l.suspicions(confirmed, nil)) > 0 || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
+		return slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.Observation == drift.Starting })
+	})
+}
+
+// suspicions returns what is above [drift.Info], not confirmed, and accepted by
+// the filter, if one is given.
+func (l look) suspicions(confirmed map[string]drift.Finding, accept func(drift.Finding) bool) []drift.Finding {
+	var list []drift.Finding
+	for _, finding := range l.candidates {
+		_, known := confirmed[finding.ID]
+		if !known && finding.Severity > drift.Info && (accept == nil || accept(finding)) {
+			list = append(list, finding)
+		}
+	}
+	return list
+}
+
+// lost tells whether the finding's process is not there any more, so that
+// nobody can say what became of the suspicion. One that is still there and no
+// longer suspicious has finished its start.
+func (l look) lost(finding drift.Finding) bool {
+	return finding.PID != 0 && !slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
+		return c.ID == finding.ContainerID && slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == finding.PID })
+	})
+}

@@ -1,0 +1,166 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/capdecode"
+	"github.com/capdrift/capdrift/drift"
+)
+
+const (
+	bind     capdecode.Set = 1 << 10
+	sysAdmin capdecode.Set = 1 << 21
+)
+
+var whole = []drift.IDRange{{Inside: 0, Outside: 0, Length: 1<<32 - 1}}
+
+// host is a node whose looks are written down beforehand; the last one repeats.
+type host struct {
+	looks []drift.Sweep
+	taken int
+	node  error
+	sweep error
+}
+
+func (h *host) Node() (drift.Node, []drift.Limit, error) {
+	return drift.Node{BootID: "boot", CapLastCap: 40, UserNamespace: drift.UserNamespace{UIDMap: whole}},
+		[]drift.Limit{{What: "identity of user namespaces", Why: "no CAP_SYS_PTRACE"}}, h.node
+}
+
+func (h *host) Sweep(_ context.Context, given []drift.Container) (drift.Sweep, error) {
+	if h.sweep != nil {
+		return drift.Sweep{}, h.sweep
+	}
+	look := h.looks[min(h.taken, len(h.looks)-1)]
+	h.taken++
+	look.Containers = slices.Clone(look.Containers)
+	for i := range look.Containers {
+		if i < len(given) {
+			given[i].Processes = look.Containers[i].Processes
+			look.Containers[i] = given[i]
+		}
+	}
+	return look, nil
+}
+
+type runtime struct {
+	inventory drift.Inventory
+	err       error
+}
+
+func (r runtime) Inventory(context.Context) (drift.Inventory, error) { return r.inventory, r.err }
+
+func restricted() drift.Container {
+	managed := true
+	return drift.Container{ID: "c1", Name: "app", Managed: &managed, Observation: drift.Observed, InitPID: 10, Declared: drift.Declared{
+		OCI: &drift.OCI{UID: 1000, Sets: capdecode.Sets{Bounding: bind, Permitted: bind, Effective: bind}},
+	}}
+}
+
+func sees(processes ...drift.Process) drift.Sweep {
+	managed := false
+	return drift.Sweep{
+		Containers: []drift.Container{{ID: "c1", Managed: &managed, Origin: "cgroup /c1", Observation: drift.Observed, Processes: processes}},
+		Processes:  drift.ProcessCoverage{Observed: len(processes)},
+	}
+}
+
+func process(pid int, bounding capdecode.Set) drift.Process {
+	return drift.Process{
+		PID: pid, StartTime: 7, ParentPID: 1, Name: "app", UID: 1000, Age: time.Hour, Caps: capdecode.Sets{Bounding: bounding},
+		UserNamespace: drift.UserNamespace{UIDMap: whole},
+	}
+}
+
+func stage(pid int, bounding capdecode.Set) drift.Process {
+	p := process(pid, bounding)
+	p.Name, p.Age = "runc:[2:INIT]", time.Millisecond
+	return p
+}
+
+func scanner(h *host, r agent.Runtime) (agent.Scanner, *int) {
+	waits := new(int)
+	return agent.Scanner{
+		Host: h, Runtime: r, Between: time.Second,
+		Now:  func() time.Time { return time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC) },
+		Wait: func(ctx context.Context, _ time.Duration) error { *waits++; return ctx.Err() },
+	}, waits
+}
+
+func TestScan(t *testing.T) {
+	fine, excess := process(10, bind), process(11, bind|sysAdmin)
+	for name, row := range map[string]struct {
+		looks    []drift.Sweep
+		waits    int
+		kinds    []drift.Kind
+		complete bool
+	}{
+		"nothing suspicious is looked at once":              {[]drift.Sweep{sees(fine)}, 0, nil, true},
+		"a suspicion that stays is a finding":               {[]drift.Sweep{sees(fine, excess)}, 1, []drift.Kind{drift.BoundingExcess}, true},
+		"one that turns into its program is not":            {[]drift.Sweep{sees(fine, excess), sees(fine, process(11, bind))}, 1, nil, true},
+		"one whose process ended is said":                   {[]drift.Sweep{sees(fine, excess), sees(fine)}, 1, nil, false},
+		"what appears in the second look gets a third":      {[]drift.Sweep{sees(fine, excess), sees(fine, excess, process(12, bind|sysAdmin))}, 2, []drift.Kind{drift.BoundingExcess, drift.BoundingExcess}, true},
+		"a finding confirmed stays though its process ends": {[]drift.Sweep{sees(excess), sees(excess, process(12, bind|sysAdmin)), sees(process(12, bind|sysAdmin))}, 2, []drift.Kind{drift.BoundingExcess, drift.BoundingExcess}, true},
+		"a runtime's stage is awaited":                      {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin)), sees(fine, process(11, bind))}, 1, nil, true},
+		"a stage that never ends is said":                   {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin))}, 2, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, waits := scanner(&host{looks: row.looks}, runtime{inventory: drift.Inventory{Containers: []drift.Container{restricted()}}})
+			report, err := s.Scan(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kinds []drift.Kind
+			for _, f := range report.Findings {
+				kinds = append(kinds, f.Kind)
+			}
+			if !slices.Equal(kinds, row.kinds) || *waits != row.waits || report.Coverage.Complete != row.complete {
+				t.Errorf("findings %v, want %v; %d waits, want %d; complete %v, want %v (%+v)",
+					kinds, row.kinds, *waits, row.waits, report.Coverage.Complete, row.complete, report.Coverage)
+			}
+		})
+	}
+}
+
+func TestNoRuntimeIsSaidAndNothingIsCalledFine(t *testing.T) {
+	refused := errors.New("cannot open the socket; run as root")
+	withClient, _ := scanner(&host{looks: []drift.Sweep{sees(process(10, sysAdmin))}}, runtime{err: refused})
+	without, _ := scanner(&host{looks: []drift.Sweep{sees(process(10, sysAdmin))}}, nil)
+	without.NoRuntime = refused
+	for name, s := range map[string]agent.Scanner{"it fails while asked": withClient, "it could not be reached": without} {
+		report, err := s.Scan(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if report.Runtime != nil || report.Coverage.Complete || len(report.Findings) != 0 {
+			t.Errorf("%s: runtime %v, complete %v, findings %v", name, report.Runtime, report.Coverage.Complete, report.Findings)
+		}
+		if len(report.Containers) != 1 || report.Containers[0].Managed != nil || report.Containers[0].Declared.OCI != nil || len(report.Containers[0].Processes) != 1 {
+			t.Errorf("%s: %+v", name, report.Containers)
+		}
+		if !slices.ContainsFunc(report.Coverage.Limits, func(l drift.Limit) bool { return l.Blind && l.Why == refused.Error() }) {
+			t.Errorf("%s: the limits do not say why: %+v", name, report.Coverage.Limits)
+		}
+	}
+}
+
+func TestScanFailsOnlyWhereThereIsNothingToReport(t *testing.T) {
+	broken := errors.New("broken")
+	for name, h := range map[string]*host{"node": {node: broken}, "sweep": {sweep: broken}} {
+		s, _ := scanner(h, runtime{})
+		if _, err := s.Scan(t.Context()); !errors.Is(err, broken) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s, _ := scanner(&host{looks: []drift.Sweep{sees(process(11, sysAdmin))}}, runtime{inventory: drift.Inventory{Containers: []drift.Container{restricted()}}})
+	if _, err := s.Scan(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled scan returned %v", err)
+	}
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/capdrift/capdrift/cri/fake"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestPublishedForm holds the JSON of both recorded nodes against the published
+// schema and against golden files: what programs parse changes on purpose only.
+func TestPublishedForm(t *testing.T) {
+	schema, err := jsonschema.NewCompiler().Compile("../../docs/capdrift.node.v1.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What differs from run to run.
+	moving := regexp.MustCompile(`("(?:takenAt|durationMs|endpoint)": ).*?(,?\n)`)
+	for name, row := range map[string]struct {
+		runtime string
+		node    *fixture
+	}{
+		"containerd": {"containerd-2.4.2", capturedNode(t, "containerd-2.4.2", "hybrid")},
+		"cri-o":      {"cri-o-1.37.0", capturedNode(t, "cri-o-1.37.0", "v2")},
+		"drift":      {"containerd-2.4.2", driftNode(t)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := fake.Serve(t, load(t, row.runtime))
+			text, stderr, status := capture(t, "scan", "-o", "json", "--host-root", row.node.root, "--cri-endpoint", server.Endpoint)
+			if status != 0 || stderr != "" {
+				t.Fatalf("status %d, %s", status, stderr)
+			}
+			value, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := schema.Validate(value); err != nil {
+				t.Error(err)
+			}
+			golden := filepath.Join("../../testdata/golden", name+".json")
+			still := moving.ReplaceAllString(text, "${1}\"\"${2}")
+			if *update {
+				if err := os.WriteFile(golden, []byte(still), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if still != string(want) {
+				t.Errorf("the JSON is not %s any more; if that is meant, run go test ./cmd/capdrift -update and read the difference", golden)
+			}
+		})
+	}
+}
+
+// TestSecretsStayInside plants a secret wherever a runtime's answer can carry
+// one and looks for it in everything that the program prints.
+func TestSecretsStayInside(t *testing.T) {
+	const secret = "hunter2-planted"
+	node := capturedNode(t, "containerd-2.4.2", "hybrid")
+	plant := regexp.MustCompile(`"(args|env|command)": \[`)
+	for name, damage := range map[string]func(string) string{
+		"whole":    func(info string) string { return info },
+		"cut":      func(info string) string { return info[:len(info)/2] },
+		"mistyped": func(info string) string { return strings.Replace(info, `"pid": 2`, `"pid": "`+secret+`", "x": 2`, 1) },
+	} {
+		recorded := load(t, "containerd-2.4.2")
+		for _, c := range recorded.Containers {
+			c.Info = damage(plant.ReplaceAllString(c.Info, `"$1": ["TOKEN=`+secret+`", `))
+			c.Status.Annotations = map[string]string{"note": secret}
+		}
+		if !strings.Contains(recorded.Containers[0].Info, secret) {
+			t.Fatal("nothing was planted")
+		}
+		server := fake.Serve(t, recorded)
+		for _, format := range outputNames() {
+			stdout, stderr, _ := capture(t, "scan", "--wide", "-o", format, "--host-root", node.root, "--cri-endpoint", server.Endpoint)
+			if strings.Contains(stdout+stderr, secret) {
+				t.Errorf("%s: the secret is in -o %s", name, format)
+			}
+			if stdout == "" {
+				t.Errorf("%s: -o %s printed nothing: %s", name, format, stderr)
+			}
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for text, want := range map[string]string{
+		"nginx":            "nginx",
+		"naïve ☃":          "naïve ☃",
+		"\x1b[31mred":      `\x1b[31mred`,
+		"two\nlines\r\t":   `two\x0alines\x0d\x09`,
+		"\xff\xfebad":      `\xff\xfebad`,
+		"\u202egnp.exe":    `\u202egnp.exe`,
+		"\u200bzero\u00ad": `\u200bzero\u00ad`,
+		"\U000e0001tag":    `\U000e0001tag`,
+		"\ufffd":           `\ufffd`,
+		"c1 \u009b31m":     `c1 \u009b31m`,
+	} {
+		if got := printable(text); got != want && text != "\ufffd" {
+			t.Errorf("printable(%q) = %q, want %q", text, got, want)
+		}
+	}
+	for text, want := range map[string]string{"=1+1": "'=1+1", "+1": "'+1", "-1": "'-1", "@x": "'@x", "\t=1": `\x09=1`, "app": "app", "": ""} {
+		if got := cell(text); got != want {
+			t.Errorf("cell(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+func FuzzPrintable(f *testing.F) {
+	for _, seed := range []string{"nginx", "\x1b[2J", "a\u202eb", "\xff", "=1"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, r := range printable(text) {
+			if r < ' ' || r == 0x7f || (0x80 <= r && r < 0xa0) || (0x202a <= r && r <= 0x202e) || (0x2066 <= r && r <= 0x2069) {
+				t.Fatalf("printable(%q) keeps %U", text, r)
+			}
+		}
+		var buffer bytes.Buffer
+		writer := csv.NewWriter(&buffer)
+		if err := writer.Write([]string{cell(text), "end"}); err != nil {
+			t.Fatal(err)
+		}
+		writer.Flush()
+		row, err := csv.NewReader(&buffer).Read()
+		if err != nil || len(row) != 2 || row[0] != cell(text) {
+			t.Fatalf("cell(%q) does not survive CSV: %q, %v", text, row, err)
+		}
+		if row[0] != "" && strings.ContainsAny(row[0][:1], "=+-@\t\r") {
+			t.Fatalf("cell(%q) starts a formula: %q", text, row[0])
+		}
+	})
+}
+
+// TestJSONLinesAreWhole reads every line as an object of its own.
+func TestJSONLinesAreWhole(t *testing.T) {
+	node := driftNode(t)
+	server := fake.Serve(t, load(t, "containerd-2.4.2"))
+	text, _, _ := capture(t, "scan", "-o", "jsonl", "--host-root", node.root, "--cri-endpoint", server.Endpoint)
+	types := map[string]int{}
+	for line := range strings.Lines(text) {
+		var object struct{ Schema, Type string }
+		if err := json.Unmarshal([]byte(line), &object); err != nil || object.Schema != "capdrift.node/v1" {
+			t.Fatalf("%.80s: %v", line, err)
+		}
+		types[object.Type]++
+	}
+	if types["node"] != 1 || types["container"] != 20 || types["finding"] < 2 || len(types) != 3 {
+		t.Errorf("lines by type: %v", types)
+	}
+}

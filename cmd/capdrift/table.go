@@ -1,0 +1,304 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	pretty "github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+
+	"github.com/capdrift/capdrift/capdecode"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// table prints a report for people: the findings worst first and grouped by pod,
+// what they mean, what is normal in one line, and what was not seen.
+type table struct {
+	colored   bool
+	wide      bool
+	noHeaders bool
+}
+
+func (t table) write(w io.Writer, report drift.Report) error {
+	var out strings.Builder
+	if !t.noHeaders {
+		fmt.Fprintln(&out, heading(report))
+	}
+	loud := slices.DeleteFunc(slices.Clone(report.Findings), func(f drift.Finding) bool { return f.Severity == drift.Info })
+	if len(loud) > 0 {
+		if !t.noHeaders {
+			fmt.Fprintln(&out)
+		}
+		fmt.Fprintln(&out, t.findings(report, loud))
+		fmt.Fprintln(&out)
+		t.explain(&out, loud)
+	} else {
+		fmt.Fprintln(&out)
+	}
+	if t.wide || report.Runtime == nil && len(report.Containers) > 0 {
+		fmt.Fprintln(&out, t.inventory(report))
+		fmt.Fprintln(&out)
+	}
+	fmt.Fprintln(&out, normal(report, loud))
+	t.coverage(&out, report.Coverage)
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+func heading(report drift.Report) string {
+	runtime := "no container runtime answered"
+	if report.Runtime != nil {
+		runtime = report.Runtime.Name + " " + report.Runtime.Version
+	}
+	return fmt.Sprintf("%s · Linux %s · cgroup %s · %s · %s", printable(report.Node.Name), printable(report.Node.Kernel),
+		report.Node.CgroupMode, printable(runtime), report.TakenAt.Format("2006-01-02 15:04:05 MST"))
+}
+
+// style is kubectl's: columns parted by spaces, no lines.
+func (t table) newWriter(header pretty.Row) pretty.Writer {
+	writer := pretty.NewWriter()
+	style := pretty.StyleDefault
+	style.Options = pretty.OptionsNoBordersAndSeparators
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", "   "
+	style.Format.Header = text.FormatUpper
+	writer.SetStyle(style)
+	if !t.noHeaders {
+		writer.AppendHeader(header)
+	}
+	return writer
+}
+
+// findings groups by pod: the pod with the worst finding first, and within it
+// the worst first.
+func (t table) findings(report drift.Report, findings []drift.Finding) string {
+	worst := make(map[string]int)
+	for i, finding := range findings { // sorted worst first
+		if _, ok := worst[podOf(finding.Pod)]; !ok {
+			worst[podOf(finding.Pod)] = i
+		}
+	}
+	slices.SortStableFunc(findings, func(a, b drift.Finding) int { return worst[podOf(a.Pod)] - worst[podOf(b.Pod)] })
+
+	writer := t.newWriter(pretty.Row{"severity", "pod", "container", "pid", "process", "finding", "capabilities"})
+	for _, finding := range findings {
+		container, process := name(report, finding)
+		pid := ""
+		if finding.PID != 0 {
+			pid = strconv.Itoa(finding.PID)
+		}
+		if finding.TID != 0 {
+			pid += "/" + strconv.Itoa(finding.TID)
+		}
+		writer.AppendRow(pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, string(finding.Kind), brief(finding.Capabilities)})
+	}
+	return trimLines(writer.Render())
+}
+
+func (t table) severity(s drift.Severity) string {
+	if !t.colored {
+		return s.String()
+	}
+	colors := map[drift.Severity]text.Color{
+		drift.Critical: text.FgHiRed, drift.High: text.FgRed, drift.Medium: text.FgYellow, drift.Low: text.FgCyan, drift.Info: text.FgWhite,
+	}
+	return "\x1b[" + strconv.Itoa(int(colors[s])) + "m" + s.String() + "\x1b[0m"
+}
+
+// name returns what to call the finding's container and process.
+func name(report drift.Report, finding drift.Finding) (container, process string) {
+	container = printable(finding.Container)
+	if container == "" {
+		container = shortID(finding.ContainerID)
+	}
+	for _, c := range report.Containers {
+		if c.ID != finding.ContainerID {
+			continue
+		}
+		for _, p := range c.Processes {
+			if p.PID == finding.PID {
+				process = printable(p.Name)
+			}
+		}
+	}
+	return container, process
+}
+
+func podOf(pod *drift.Pod) string {
+	if pod == nil {
+		return "-"
+	}
+	return printable(pod.Namespace + "/" + pod.Name)
+}
+
+func shortID(id string) string {
+	if len(id) == 64 {
+		id = id[:12]
+	}
+	return printable(id)
+}
+
+// brief names a few capabilities and counts the rest.
+func brief(set capdecode.Set) string {
+	const most = 3
+	names := set.Names()
+	if len(names) <= most+1 {
+		return strings.Join(names, " ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
+}
+
+// explain says once for each kind what it means, by its first finding, and what
+// to do.
+func (t table) explain(out *strings.Builder, findings []drift.Finding) {
+	told := make(map[drift.Kind]bool)
+	for _, finding := range findings {
+		if told[finding.Kind] {
+			continue
+		}
+		told[finding.Kind] = true
+		others := ""
+		if n := count(findings, finding.Kind) - 1; n > 0 {
+			others = fmt.Sprintf(" (and %d more)", n)
+		}
+		fmt.Fprintf(out, "%s: %s%s.\n", finding.Kind, printable(finding.Message), others)
+		fmt.Fprintf(out, "  → %s\n\n", printable(finding.Remedy))
+	}
+}
+
+func count(findings []drift.Finding, kind drift.Kind) (n int) {
+	for _, finding := range findings {
+		if finding.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// inventory lists every process with its five sets, and beside each container
+// what its OCI spec allows.
+func (t table) inventory(report drift.Report) string {
+	writer := t.newWriter(pretty.Row{"pod", "container", "pid", "process", "uid", "userns", "nnp", "effective", "permitted", "bounding", "inheritable", "ambient"})
+	for _, c := range report.Containers {
+		container := printable(c.Name)
+		if container == "" {
+			container = shortID(c.ID)
+		}
+		allowed := pretty.Row{podOf(c.Pod), container, "", "declared", "", "", "", "unknown", "unknown", "unknown", "unknown", "unknown"}
+		if oci := c.Declared.OCI; oci != nil {
+			allowed = append(pretty.Row{podOf(c.Pod), container, "", "declared", oci.UID, "", yesNo(&oci.NoNewPrivileges)}, sets(oci.Sets)...)
+		}
+		if c.Observation != drift.Observed {
+			allowed[3] = "declared (" + string(c.Observation) + ")"
+		}
+		writer.AppendRow(allowed)
+		for _, p := range c.Processes {
+			uid := "?"
+			if p.ContainerUID != nil {
+				uid = strconv.FormatUint(uint64(*p.ContainerUID), 10)
+			}
+			writer.AppendRow(append(pretty.Row{podOf(c.Pod), container, p.PID, printable(p.Name), uid, string(p.UserNamespace.Relation), yesNo(p.NoNewPrivileges)}, sets(p.Caps)...))
+			for _, thread := range p.Threads {
+				writer.AppendRow(append(pretty.Row{podOf(c.Pod), container, fmt.Sprintf("%d/%d", p.PID, thread.TID), printable(thread.Name), "", "", yesNo(thread.NoNewPrivileges)}, sets(thread.Caps)...))
+			}
+		}
+	}
+	return trimLines(writer.Render())
+}
+
+func sets(s capdecode.Sets) pretty.Row {
+	return pretty.Row{s.Effective.Hex(), s.Permitted.Hex(), s.Bounding.Hex(), s.Inheritable.Hex(), s.Ambient.Hex()}
+}
+
+func yesNo(value *bool) string {
+	switch {
+	case value == nil:
+		return "?"
+	case *value:
+		return "yes"
+	}
+	return "no"
+}
+
+// normal sums up what needs nobody's attention.
+func normal(report drift.Report, loud []drift.Finding) string {
+	if report.Runtime == nil {
+		return fmt.Sprintf("Nothing was compared: %s found by their cgroups, and nobody to say what was declared for them.", many(len(report.Containers), "container"))
+	}
+	troubled := make(map[string]bool)
+	for _, finding := range loud {
+		troubled[finding.ContainerID] = true
+	}
+	containers, processes := 0, 0
+	for _, c := range report.Containers {
+		if !c.Sandbox && c.Declared.OCI != nil && c.Observation == drift.Observed && !troubled[c.ID] {
+			containers++
+			processes += len(c.Processes)
+		}
+	}
+	line := fmt.Sprintf("Normal: %s with %s hold no more than declared", many(containers, "container"), many(processes, "process"))
+	var kinds []string
+	for _, finding := range report.Findings {
+		if finding.Severity == drift.Info && !slices.Contains(kinds, string(finding.Kind)) {
+			kinds = append(kinds, string(finding.Kind))
+		}
+	}
+	slices.Sort(kinds)
+	for i, kind := range kinds {
+		kinds[i] = fmt.Sprintf("%d %s", count(report.Findings, drift.Kind(kind)), kind)
+	}
+	if len(kinds) > 0 {
+		line += " (explained: " + strings.Join(kinds, ", ") + ")"
+	}
+	return line + "."
+}
+
+func (t table) coverage(out *strings.Builder, c drift.Coverage) {
+	whole := "complete"
+	if !c.Complete {
+		whole = "INCOMPLETE"
+	}
+	fmt.Fprintf(out, "Coverage: %s: %d of %s seen, %s, %s", whole, c.Containers.Observed, many(c.Containers.Running, "container"),
+		many(c.Processes.Observed, "process"), many(c.Threads.Observed, "thread"))
+	for _, part := range []struct {
+		n    int
+		what string
+	}{
+		{c.Containers.Partial, "containers seen in part"}, {c.Containers.Unreadable, "containers unreadable"},
+		{c.Containers.Unsupported, "containers in a sandbox that hides them"}, {c.Processes.Starting, "processes starting"},
+		{c.Processes.Vanished, "processes ended meanwhile"}, {c.Processes.Unreadable, "processes unreadable"}, {c.Threads.Skipped, "threads skipped"},
+	} {
+		if part.n > 0 {
+			fmt.Fprintf(out, ", %d %s", part.n, part.what)
+		}
+	}
+	fmt.Fprintln(out, ".")
+	for _, limit := range c.Limits {
+		verb := "Note"
+		if limit.Blind {
+			verb = "Not seen"
+		}
+		fmt.Fprintf(out, "  %s: %s: %s\n", verb, printable(limit.What), printable(limit.Why))
+	}
+}
+
+func many(n int, what string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(what, "s"):
+		what += "es"
+	default:
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+func trimLines(rendered string) string {
+	lines := strings.Split(rendered, "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimRight(line, " ")
+	}
+	return strings.Join(lines, "\n")
+}

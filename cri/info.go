@@ -1,0 +1,176 @@
+package cri
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// facts is what the runtime told of one container beyond the list. It does not
+// change while the container lives.
+type facts struct {
+	pid        int
+	spoofed    bool   // a CRI-O sandbox without a process of its own
+	name       string // outside the CRI, where no list tells it
+	image      string
+	handler    string // as CRI-O noted it on the sandbox
+	shim       string // containerd's runtime type
+	binary     string // the OCI runtime that the shim was told to call
+	cgroupPath string
+	cri        *drift.CRI
+	oci        *drift.OCI
+	missing    []string // why this is not all
+}
+
+func (f *facts) lacks(what string) { f.missing = append(f.missing, what) }
+
+// info is the JSON under the key "info" of a verbose status, the same key on
+// every runtime. containerd fills in all of it (internal/cri/server
+// container_status.go, podsandbox/types/sandbox_info.go), CRI-O pid and
+// runtimeSpec (server/container_status.go), cri-dockerd the pid
+// (core/convert.go).
+//
+// It is not the CRI's own types on purpose: ContainerConfig holds the
+// environment, and its KeyValue changed type between cri-api 0.36.0 and 0.36.3.
+type info struct {
+	PID            int        `json:"pid"`
+	Image          string     `json:"image"` // of a sandbox
+	RuntimeType    string     `json:"runtimeType"`
+	RuntimeOptions binaryName `json:"runtimeOptions"`
+	Config         *config    `json:"config"`
+	RuntimeSpec    *spec      `json:"runtimeSpec"`
+}
+
+// config is the part of the CRI ContainerConfig that decides capabilities.
+// False and empty fields are absent from it.
+type config struct {
+	Linux struct {
+		SecurityContext struct {
+			Capabilities struct {
+				Add  []string `json:"add_capabilities"`
+				Drop []string `json:"drop_capabilities"`
+			} `json:"capabilities"`
+			Privileged      bool `json:"privileged"`
+			NoNewPrivileges bool `json:"no_new_privs"`
+		} `json:"security_context"`
+	} `json:"linux"`
+}
+
+// binaryName is one field of runtimeOptions, whose form is each shim's own: what
+// does not look like runc's options has no such field.
+type binaryName string
+
+func (b *binaryName) UnmarshalJSON(text []byte) error {
+	var options struct {
+		BinaryName string `json:"binary_name"`
+	}
+	if json.Unmarshal(text, &options) == nil {
+		*b = binaryName(clip(options.BinaryName))
+	}
+	return nil
+}
+
+const (
+	// usualInfo is larger than nearly all; a status call in the ordinary course
+	// takes no more, so that many at once stay small.
+	usualInfo = 4 << 20
+	// largeInfo is the most that a pod can make of it, so that nobody hides a
+	// container behind a long environment: an object of 1.5 MiB (etcd's limit),
+	// every byte of it written \u003c, once in config and once in runtimeSpec.
+	largeInfo = 19 << 20
+
+	maxDeclared = 1024 // names kept of the CRI's add and drop lists
+)
+
+// decodeInfo reads the verbose information of a container or a sandbox.
+func decodeInfo(answer map[string]string) (facts, error) {
+	text, ok := answer["info"]
+	if !ok || text == "" {
+		var f facts
+		f.lacks("the runtime gives no verbose status")
+		return f, nil
+	}
+	if len(text) > largeInfo {
+		return facts{}, errTooLarge
+	}
+	in, err := decode[info]([]byte(text))
+	if err != nil {
+		return facts{}, fmt.Errorf("the verbose status %w", err)
+	}
+	if in.PID < 0 {
+		return facts{}, errors.New("the verbose status has a negative pid")
+	}
+	f := facts{pid: in.PID, image: clip(in.Image), shim: clip(in.RuntimeType), binary: string(in.RuntimeOptions)}
+	f.take(in.RuntimeSpec)
+	if in.Config != nil {
+		security := in.Config.Linux.SecurityContext
+		f.cri = &drift.CRI{
+			Add:        f.bound(security.Capabilities.Add, maxDeclared, "added capabilities of the CRI config"),
+			Drop:       f.bound(security.Capabilities.Drop, maxDeclared, "dropped capabilities of the CRI config"),
+			Privileged: security.Privileged, NoNewPrivileges: security.NoNewPrivileges,
+		}
+	}
+	return f, nil
+}
+
+// decodeSandbox is decodeInfo for a pod's sandbox. Its config declares no
+// capabilities (LinuxSandboxSecurityContext has none), so it is no CRI layer.
+func decodeSandbox(answer map[string]string) (facts, error) {
+	f, err := decodeInfo(answer)
+	f.cri = nil
+	f.spoofed = err == nil && f.pid == 0 && answer["info"] != ""
+	return f, err
+}
+
+// guests are the words by which the shims, OCI runtimes and runtime classes are
+// known whose containers the host's /proc does not show: their processes run on
+// another kernel, or the pid is that of a monitor.
+var guests = map[string]string{
+	"runsc": "gVisor", "gvisor": "gVisor",
+	"kata": "Kata Containers", "firecracker": "Firecracker", "rund": "a virtual machine", "krun": "a virtual machine",
+	"libkrun": "a virtual machine", "urunc": "a virtual machine", "nerdbox": "a virtual machine", "vm": "a virtual machine",
+	"qemu": "a virtual machine", "cloudhypervisor": "a virtual machine", "microvm": "a virtual machine", "runhcs": "a virtual machine",
+	"wasm": "WebAssembly", "wasmtime": "WebAssembly", "wasmedge": "WebAssembly", "wasmer": "WebAssembly", "wamr": "WebAssembly",
+	"spin": "WebAssembly", "slight": "WebAssembly", "lunatic": "WebAssembly", "wws": "WebAssembly",
+}
+
+// unsupported tells why the host's /proc does not show the container's
+// processes, or nothing when it does. What the runtime says of its shim decides;
+// the runtime class is only a name, and counts where nothing better is known.
+func (f *facts) unsupported(handler string) string {
+	named, what := handler, "runtime class"
+	if f.shim != "" {
+		named, what = f.shim, "shim"
+	}
+	if guest := guestOf(named); guest != "" {
+		return fmt.Sprintf("it runs in %s (%s %q)", guest, what, named)
+	}
+	if guest := guestOf(f.binary); guest != "" {
+		return fmt.Sprintf("it runs in %s (OCI runtime %q)", guest, f.binary)
+	}
+	// A false alarm about a hypervisor's own process would be worse than to say
+	// that a shim is not known: only runc's takes every OCI runtime.
+	if f.shim != "" && !slices.Contains(words(f.shim), "runc") && f.shim != "io.containerd.runtime.v1.linux" {
+		return fmt.Sprintf("its shim %q is not known to run containers on this kernel", f.shim)
+	}
+	return ""
+}
+
+func guestOf(name string) string {
+	for _, word := range words(name) {
+		if guest := guests[word]; guest != "" {
+			return guest
+		}
+	}
+	return ""
+}
+
+// words splits "io.containerd.kata-qemu.v2" and the last part of "/opt/gvisor/runsc".
+func words(name string) []string {
+	return strings.FieldsFunc(strings.ToLower(path.Base(name)), func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') })
+}

@@ -1,0 +1,74 @@
+// Package proc reads a live /proc and cgroup tree.
+//
+// Read it in this order: [FS] is a root under which the two trees are mounted;
+// [FS.Node] tells what machine and kernel it is; [FS.Sweep] finds the processes
+// of the given containers, and the containers that nobody gave; [FS.Process]
+// tells of one process. Each kernel file has a Go file of its own here, where
+// parsing is a pure function of bytes and apart from reading.
+//
+// # Promises
+//
+// A process is read as one: what is told of it under one pid and start time is
+// of that process and no other, however fast pids are reused ([FS.Process] says
+// how). Vanished, unreadable and malformed are outcomes of their own, never a
+// zero. Whatever was not looked at is counted and said as a [drift.Limit].
+//
+// Nothing here needs a privilege; CAP_SYS_PTRACE tells the identity of user
+// namespaces where otherwise only their maps are known.
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// The outcomes of reading a process that are no fault of the reader's.
+var (
+	ErrVanished   = errors.New("it has ended")
+	ErrUnreadable = errors.New("it may not be read")
+)
+
+// MalformedError says that a file is not what the kernel writes.
+type MalformedError struct {
+	File string // path, or the kernel's name of the file when only text was given
+	What string
+}
+
+func (e *MalformedError) Error() string { return e.File + ": " + e.What }
+
+// Options bound what a sweep does.
+type Options struct {
+	// Threads is how many threads beside their leaders one sweep may read:
+	// none when 0, all when negative. What does not fit is counted as skipped.
+	Threads int
+}
+
+// FS is a root directory under which a node's /proc and /sys/fs/cgroup are found.
+// It may be used by several goroutines at once.
+type FS struct {
+	proc, cgroup string
+	options      Options
+	sweeps       atomic.Uint32 // turns which threads a budget too small for all reads
+}
+
+// New returns the trees below root: "/" for the machine itself, "/host" where a
+// pod mounts the node's trees as /host/proc and /host/sys/fs/cgroup.
+func New(root string, o Options) *FS {
+	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o}
+}
+
+// outcome sorts a system call's error into what it means for a process: ENOENT
+// is a pid that is not there, ESRCH a file whose process ended after it was opened.
+func outcome(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+		return fmt.Errorf("%s: %w (%w)", path, ErrVanished, err)
+	case err != nil:
+		return fmt.Errorf("%s: %w (%w)", path, ErrUnreadable, err)
+	}
+	return nil
+}

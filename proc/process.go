@@ -1,0 +1,192 @@
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// errSkip stands for what has no capabilities to compare: kernel threads and
+// zombies without a living thread.
+var errSkip = errors.New("a kernel thread or a zombie")
+
+// look is how a sweep reads processes: what is the same for all of them.
+type look struct {
+	uptime time.Duration
+	node   drift.UserNamespace // pid 1's
+	inodes bool                // user namespaces may be told by their inode
+	all    bool                // kernel threads and zombies too
+}
+
+// process reads one process as one.
+//
+// A file in /proc/PID that was opened speaks of the process that had the pid
+// then and of no later one: it keeps a reference to the struct pid (fs/proc/base.c
+// proc_pid_make_inode), and reading it fails with ESRCH when no task is attached
+// to that any more (proc_single_show, get_pid_task). A number is given away again
+// only after its task was detached (kernel/exit.c release_task, kernel/pid.c
+// free_pid). So when status was opened first and is read last, the pid meant one
+// and the same process in between, and whatever was opened or looked up by path
+// in that time is of that process too. execve(2) in a thread hands the leader's
+// struct pid and start time over (fs/exec.c de_thread): it stays the same process.
+func (r *reader) process(l *look, pid int) (drift.Process, error) {
+	status, err := r.openStatus(pid)
+	if err != nil {
+		return drift.Process{}, err
+	}
+	defer unix.Close(status)
+	stat, err := open(r.proc, r.of(pid, "stat"), 0)
+	if err != nil {
+		return drift.Process{}, outcome(r.of(pid, "stat"), err)
+	}
+	defer unix.Close(stat)
+	namespace, namespaceErr := r.userNamespace(l, pid)
+
+	s, err := r.status(status, pid)
+	if err != nil {
+		return drift.Process{}, err
+	}
+	if !l.all && (s.kernel() || s.ended() && s.Threads <= 1) {
+		return drift.Process{}, fmt.Errorf("%s: %w", r.of(pid, "status"), errSkip)
+	}
+	p := drift.Process{
+		PID: pid, ParentPID: s.PPid, Name: s.Comm(), State: string(rune(s.State)), UID: s.UID[1],
+		NoNewPrivileges: s.noNewPrivileges(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed,
+		ThreadCount: s.Threads, NamespacePIDs: s.NamespacePIDs(),
+	}
+	if s.Seccomp >= 0 {
+		p.Seccomp = new(s.Seccomp)
+	}
+	if p.StartTime, err = r.startTime(stat, pid); err != nil {
+		return drift.Process{}, err
+	}
+	p.Age = age(l.uptime, p.StartTime)
+	return p, namespaceErr
+}
+
+func (r *reader) openStatus(pid int) (fd int, err error) {
+	if fd, err = open(r.proc, r.of(pid, "status"), 0); err != nil {
+		return -1, outcome(r.of(pid, "status"), err)
+	}
+	return fd, nil
+}
+
+// status reads and parses an open status file.
+func (r *reader) status(fd, pid int) (Status, error) {
+	text, err := r.read(fd)
+	if err != nil {
+		return Status{}, readError(r.of(pid, "status"), err)
+	}
+	s, err := ParseStatus(text)
+	if err != nil {
+		return Status{}, locate(err, r.of(pid, "status"))
+	}
+	return s, nil
+}
+
+func (r *reader) startTime(fd, pid int) (uint64, error) {
+	text, err := r.read(fd)
+	if err != nil {
+		return 0, readError(r.of(pid, "stat"), err)
+	}
+	start, err := parseStat(text)
+	if err != nil {
+		return 0, locate(err, r.of(pid, "stat"))
+	}
+	return start, nil
+}
+
+// readError is the outcome of a read that failed.
+func readError(path string, err error) error {
+	if errors.Is(err, errTooLarge) {
+		return &MalformedError{File: path, What: err.Error()}
+	}
+	return outcome(path, err)
+}
+
+// locate puts the path into a parser's error.
+func locate(err error, path string) error {
+	var malformed *MalformedError
+	if errors.As(err, &malformed) {
+		malformed.File = path
+	}
+	return err
+}
+
+func (s *Status) noNewPrivileges() *bool {
+	if s.NoNewPrivs < 0 {
+		return nil
+	}
+	return new(s.NoNewPrivs == 1)
+}
+
+// userNamespace tells a process's user namespace by its inode where it may be
+// read, and by its maps. ptrace_may_access guards the inode (fs/proc/namespaces.c
+// proc_ns_readlink) and nothing guards the maps. A reader without the privilege
+// does not try: every refusal may be written to the audit log.
+func (r *reader) userNamespace(l *look, pid int) (drift.UserNamespace, error) {
+	var u drift.UserNamespace
+	if l.inodes {
+		u.Inode = r.inode(r.of(pid, "ns/user"))
+		if u.Inode != 0 && u.Inode == l.node.Inode {
+			return l.node, nil
+		}
+		if known, ok := r.namespaces[u.Inode]; ok {
+			return known, nil
+		}
+	}
+	for _, each := range []struct {
+		file string
+		to   *[]drift.IDRange
+	}{{"uid_map", &u.UIDMap}, {"gid_map", &u.GIDMap}, {"projid_map", &u.ProjectIDMap}} {
+		var err error
+		if *each.to, err = r.idMap(pid, each.file); err != nil {
+			return u, err
+		}
+	}
+	if u.Inode != 0 && len(u.UIDMap) > 0 && len(u.GIDMap) > 0 {
+		// A map is written once; an empty one may still be.
+		r.namespaces[u.Inode] = u
+	}
+	return u, nil
+}
+
+// inode reads a link of PID/ns, "user:[4026531837]"; 0 when it may not be read.
+func (r *reader) inode(link string) uint64 {
+	n, err := unix.Readlinkat(r.proc, link, r.buf)
+	if err != nil {
+		return 0
+	}
+	_, digits, _ := bytes.Cut(r.buf[:n], []byte(":["))
+	inode, err := strconv.ParseUint(string(bytes.TrimSuffix(digits, []byte("]"))), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return inode
+}
+
+// idMap reads one map; nil without an error when there is none to be read, for
+// then the process's status says more.
+func (r *reader) idMap(pid int, file string) ([]drift.IDRange, error) {
+	text, err := r.file(r.proc, r.of(pid, file))
+	switch {
+	case errors.Is(err, errTooLarge):
+		return nil, readError(r.of(pid, file), err)
+	case err != nil:
+		return nil, nil
+	}
+	known, ok := r.maps[string(text)]
+	if !ok {
+		if known, err = parseIDMap(r.of(pid, file), text); err != nil {
+			return nil, err
+		}
+		r.maps[string(text)] = known
+	}
+	return known, nil
+}

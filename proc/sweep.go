@@ -1,0 +1,660 @@
+package proc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// Sweep reads every process of the given containers and looks for containers
+// that were not given. It goes
+//
+//   - from each container to its cgroup: where its spec says, else by the name of
+//     the directory, else by its first process;
+//   - from the cgroup, and all cgroups below, to the pids;
+//   - from each pid to the process, and for the processes that are left over to
+//     whether they live in a container nobody gave;
+//   - back to the cgroups: a process that is no longer listed there has ended or
+//     moved, and its pid may mean another, so what was read of it is dropped.
+//
+// Containers keep their order; those that were not given come after them.
+func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sweep, error) {
+	dir, err := openDirectory(fs.proc)
+	if err != nil {
+		return drift.Sweep{}, err
+	}
+	defer unix.Close(dir)
+	s := &sweep{ctx: ctx, turn: fs.sweeps.Add(1) - 1, budget: fs.options.Threads}
+	for range runtime.GOMAXPROCS(0) {
+		s.readers = append(s.readers, newReader(dir))
+	}
+	if s.look, err = fs.look(s.readers[0]); err != nil {
+		return drift.Sweep{}, err
+	}
+	for _, c := range containers {
+		c.Processes = nil
+		s.groups = append(s.groups, &group{container: c, given: true, silent: c.Observation == drift.UnsupportedRuntime})
+	}
+	if s.tree, err = openTree(fs.cgroup); err != nil {
+		return drift.Sweep{}, err
+	}
+	defer s.tree.close()
+
+	s.locate()
+	s.explore()
+	for _, step := range []func() error{s.gather, s.adopt, s.read, s.strays, s.verify, s.readThreads} {
+		if err := step(); err != nil {
+			return drift.Sweep{}, fmt.Errorf("sweep: %w", err)
+		}
+	}
+	return s.result(), nil
+}
+
+// sweep is one sweep under way.
+type sweep struct {
+	ctx     context.Context
+	look    look
+	tree    *tree
+	main    hierarchy // where containers that were not given are looked for
+	turn    uint32
+	budget  int
+	readers []*reader
+	groups  []*group // the given ones first
+	claims  map[int]*group
+	threads drift.ThreadCoverage
+	limits  []drift.Limit
+}
+
+// group is the processes of one container, or of one cgroup that looks like one.
+type group struct {
+	container drift.Container
+	given     bool
+	silent    bool // its processes are not to be read
+	alone     bool // the cgroups below its own are not its
+	scattered bool // some processes of a cgroup, not all of it
+	hierarchy hierarchy
+	root      string // "" when no cgroup was found
+	pids      []int
+	decoys    []string // cgroups below that are named like a given container
+	processes []drift.Process
+	failures  []failure
+	vanished  int
+	problems  []string // why not everything was seen, but for failures
+}
+
+// failure is a process that could not be read.
+type failure struct {
+	pid int
+	err error
+}
+
+// parallel calls work for 0 … n-1, each worker with a reader of its own, and
+// waits for all of them.
+func (s *sweep) parallel(n int, work func(r *reader, i int)) error {
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for _, r := range s.readers[:min(len(s.readers), n)] {
+		workers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n && s.ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				work(r, i)
+			}
+		})
+	}
+	workers.Wait()
+	return s.ctx.Err()
+}
+
+// locate finds the cgroups that the containers' specs name.
+func (s *sweep) locate() {
+	best := len(s.tree.hierarchies)
+	for _, g := range s.groups {
+		for at, h := range s.tree.hierarchies {
+			for _, p := range specPaths(g.container.CgroupPath) {
+				if g.root == "" && s.tree.exists(h.at(p)) {
+					g.hierarchy, g.root = h, p
+					best = min(best, at)
+				}
+			}
+		}
+	}
+	if best < len(s.tree.hierarchies) {
+		s.main = s.tree.hierarchies[best]
+	} else {
+		s.main = s.livelyHierarchy()
+	}
+}
+
+// livelyHierarchy returns the first hierarchy that holds anything like a container.
+func (s *sweep) livelyHierarchy() hierarchy {
+	for _, h := range s.tree.hierarchies {
+		found := false
+		s.readers[0].walk(s.tree, h, "/", maxDirectories, func(dir string) bool {
+			_, ok := containerName(path.Base(dir))
+			found = found || ok || kubernetes(path.Base(dir)) || s.named(dir) != nil
+			return !found
+		})
+		if found {
+			return h
+		}
+	}
+	return s.tree.hierarchies[0]
+}
+
+// explore walks the whole tree but for the parts that are known, and makes a
+// group of each cgroup that looks like a container's or lies among pods.
+func (s *sweep) explore() {
+	known := make(map[string]bool)
+	for _, g := range s.groups {
+		if g.root != "" && g.hierarchy == s.main {
+			known[g.root] = true
+		}
+	}
+	cut, err := s.readers[0].walk(s.tree, s.main, "/", maxDirectories, func(dir string) bool {
+		if known[dir] || s.ctx.Err() != nil {
+			return false
+		}
+		g := &group{hierarchy: s.main, root: dir}
+		g.container.Origin = "cgroup " + printable(dir)
+		base := path.Base(dir)
+		var container bool
+		g.container.ID, container = containerName(base)
+		switch {
+		case container, s.named(dir) != nil:
+			s.groups = append(s.groups, g)
+			return false
+		case amongPods(dir) && !conmon(base):
+			g.alone = true
+			s.groups = append(s.groups, g)
+		}
+		return true
+	})
+	if cut {
+		s.blind("cgroups", fmt.Sprintf("the tree below %s is larger or deeper than %d directories and %d levels", s.tree.root, maxDirectories, maxDepth))
+	}
+	if err != nil {
+		s.blind("cgroups", err.Error())
+	}
+}
+
+func amongPods(dir string) bool {
+	for component := range strings.SplitSeq(dir, "/") {
+		if kubernetes(component) {
+			return true
+		}
+	}
+	return false
+}
+
+// named returns the given container without a known cgroup that a directory is
+// named after, nil if there is none.
+func (s *sweep) named(dir string) *group {
+	for _, g := range s.groups {
+		if g.given && g.root == "" && nameCarries(path.Base(dir), g.container.ID) {
+			return g
+		}
+	}
+	return nil
+}
+
+func (s *sweep) blind(what, why string) {
+	s.limits = append(s.limits, drift.Limit{What: what, Why: why, Blind: true})
+}
+
+// gather lists the processes of every group.
+func (s *sweep) gather() error {
+	return s.parallel(len(s.groups), func(r *reader, i int) {
+		g := s.groups[i]
+		g.pids, g.decoys = s.list(r, g, true)
+	})
+}
+
+// list returns the pids in a group's cgroups in their order, and the cgroups
+// below that are named like given containers whose cgroup is not known.
+func (s *sweep) list(r *reader, g *group, complain bool) (pids []int, decoys []string) {
+	if g.root == "" {
+		return nil, nil
+	}
+	zeros := 0
+	problem := func(format string, values ...any) {
+		if complain {
+			g.problems = append(g.problems, fmt.Sprintf(format, values...))
+		}
+	}
+	cut, err := r.walk(s.tree, g.hierarchy, g.root, maxInContainer, func(dir string) bool {
+		var n int
+		var err error
+		if pids, n, err = r.members(s.tree, g.hierarchy, dir, pids); err != nil {
+			problem("%v", err)
+		}
+		zeros += n
+		if dir != g.root && s.named(dir) != nil {
+			decoys = append(decoys, dir)
+		}
+		return !g.alone
+	})
+	if cut {
+		problem("its cgroup holds more than %d others or is deeper than %d levels", maxInContainer, maxDepth)
+	}
+	if err != nil {
+		problem("%v", err)
+	}
+	if zeros > 0 {
+		problem("%d of its processes have no number in this pid namespace; run in the node's (hostPID: true)", zeros)
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), decoys
+}
+
+// adopt finds the cgroups of containers that are not where their spec says, and
+// settles which group each pid belongs to.
+func (s *sweep) adopt() error {
+	r := s.readers[0]
+	for _, g := range slices.Clone(s.groups) { // groups leave the list on the way
+		if !g.given || g.root != "" {
+			continue
+		}
+		found := s.candidate(g)
+		if found == nil {
+			found = s.ofInit(r, g)
+		}
+		if found == nil {
+			g.problems = append(g.problems, fmt.Sprintf("no cgroup of it was found below %s: neither %q, which its spec names, nor one named after it", s.tree.root, g.container.CgroupPath))
+			continue
+		}
+		g.hierarchy, g.root, g.pids, g.problems = found.hierarchy, found.root, found.pids, found.problems
+		s.groups = slices.DeleteFunc(s.groups, func(other *group) bool { return other == found })
+	}
+	s.claims = make(map[int]*group)
+	for _, g := range s.groups {
+		for _, pid := range g.pids {
+			s.claims[pid] = s.owner(r, pid, s.claims[pid], g)
+		}
+	}
+	return s.ctx.Err()
+}
+
+// candidate returns the group that a container's own cgroup was found as by its
+// name. Containers can name directories below their own cgroup as they like: the
+// one that holds the first process is it, else the one that lies in no other
+// container and is nearest to the root.
+func (s *sweep) candidate(g *group) *group {
+	var candidates []*group
+	for _, other := range s.groups {
+		if !other.given && !other.alone && nameCarries(path.Base(other.root), g.container.ID) {
+			candidates = append(candidates, other)
+		}
+	}
+	for _, other := range s.groups {
+		for _, dir := range other.decoys {
+			if nameCarries(path.Base(dir), g.container.ID) {
+				inner := &group{hierarchy: other.hierarchy, root: dir}
+				if inner.pids, _ = s.list(s.readers[0], inner, true); slices.Contains(inner.pids, g.container.InitPID) {
+					return inner
+				}
+			}
+		}
+	}
+	slices.SortFunc(candidates, func(a, b *group) int {
+		return cmp.Or(strings.Count(a.root, "/")-strings.Count(b.root, "/"), strings.Compare(a.root, b.root))
+	})
+	for _, c := range candidates {
+		if slices.Contains(c.pids, g.container.InitPID) {
+			return c
+		}
+	}
+	if len(candidates) > 0 {
+		return candidates[0]
+	}
+	return nil
+}
+
+// ofInit returns the cgroup that a container's first process is in, as a group,
+// when it can be no other's: the runtime may tell a pid that was reused.
+func (s *sweep) ofInit(r *reader, g *group) *group {
+	status, err := r.statusOf(strconv.Itoa(g.container.InitPID))
+	if err != nil || status.ended() || status.Depth < 2 {
+		return nil
+	}
+	root, h, ok := s.cgroupOf(r, g.container.InitPID)
+	if !ok {
+		return nil
+	}
+	// systemd in a container moves itself to init.scope, crun to container.
+	if base := path.Base(root); base == "init.scope" || base == "container" {
+		root = path.Dir(root)
+	}
+	if _, id, named := outermostContainer(root); named && id != g.container.ID || root == "/" || kubernetes(path.Base(root)) {
+		return nil
+	}
+	for _, other := range s.groups {
+		if other.given && other.root != "" && (below(other.root, root) || below(root, other.root)) {
+			return nil
+		}
+	}
+	found := &group{hierarchy: h, root: root}
+	found.pids, _ = s.list(r, found, true)
+	return found
+}
+
+// cgroupOf returns the cgroup that /proc/PID/cgroup tells.
+func (s *sweep) cgroupOf(r *reader, pid int) (cgroup string, h hierarchy, ok bool) {
+	text, err := r.file(r.proc, r.of(pid, "cgroup"))
+	if err != nil {
+		return "", s.main, false
+	}
+	cgroup, ok = parseCgroup(text, s.main.controller)
+	return cgroup, s.main, ok
+}
+
+// owner decides between two groups that list the same pid. Where one's cgroup
+// lies in the other's it is the inner one; else the process has moved, or has
+// threads in both as v1 allows, and its leader's cgroup decides.
+func (s *sweep) owner(r *reader, pid int, a, b *group) *group {
+	switch {
+	case a == nil || a.root == b.root && b.given:
+		return b
+	case below(b.root, a.root):
+		return b
+	case below(a.root, b.root):
+		return a
+	}
+	if cgroup, _, ok := s.cgroupOf(r, pid); ok && below(cgroup, b.root) {
+		return b
+	}
+	return a
+}
+
+// read reads the processes of all groups.
+func (s *sweep) read() error {
+	var pids []int
+	for _, g := range s.groups {
+		for _, pid := range g.pids {
+			if s.claims[pid] == g && !g.silent {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return s.readInto(pids, func(i int) *group { return s.claims[pids[i]] })
+}
+
+// readInto reads the processes and puts each into its group.
+func (s *sweep) readInto(pids []int, into func(i int) *group) error {
+	processes, errs := make([]drift.Process, len(pids)), make([]error, len(pids))
+	err := s.parallel(len(pids), func(r *reader, i int) {
+		processes[i], errs[i] = r.process(&s.look, pids[i])
+	})
+	if err != nil {
+		return err
+	}
+	for i := range pids {
+		switch g := into(i); {
+		case errs[i] == nil:
+			g.processes = append(g.processes, processes[i])
+		case !errors.Is(errs[i], errSkip):
+			g.failures = append(g.failures, failure{pids[i], errs[i]})
+		}
+	}
+	return nil
+}
+
+// strays looks among the processes that no group has for those that live in
+// namespaces of their own, as only containers and sandboxes do.
+func (s *sweep) strays() error {
+	dir, err := open(s.readers[0].proc, ".", unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("opening the list of processes: %w", err)
+	}
+	defer unix.Close(dir)
+	all, err := s.readers[0].pids(dir)
+	if err != nil {
+		return fmt.Errorf("listing processes: %w", err)
+	}
+	pids := slices.DeleteFunc(all, func(pid int) bool { return s.claims[pid] != nil })
+	type stray struct{ why, cgroup string }
+	strays, errs := make([]stray, len(pids)), make([]error, len(pids))
+	err = s.parallel(len(pids), func(r *reader, i int) {
+		if strays[i].why, errs[i] = r.apart(&s.look, pids[i]); strays[i].why != "" {
+			strays[i].cgroup, _, _ = s.cgroupOf(r, pids[i])
+		}
+	})
+	if err != nil {
+		return err
+	}
+	var found []int
+	var into []*group
+	unreadable := 0
+	for i, pid := range pids {
+		switch {
+		case errs[i] != nil && !errors.Is(errs[i], ErrVanished):
+			unreadable++
+		case strays[i].why != "":
+			g := s.home(strays[i].why, strays[i].cgroup)
+			if s.claims[pid] = g; !g.silent {
+				found, into = append(found, pid), append(into, g)
+			}
+		}
+	}
+	if unreadable > 0 {
+		s.blind(fmt.Sprintf("%d processes in no known container", unreadable), "they could not be read, so whether they are in a container is not known")
+	}
+	return s.readInto(found, func(i int) *group { return into[i] })
+}
+
+// apart says which namespace of its own a process lives in, "" if it is one of
+// the node's.
+func (r *reader) apart(l *look, pid int) (why string, err error) {
+	status, err := r.openStatus(pid)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(status)
+	u, err := r.userNamespace(l, pid)
+	if err != nil {
+		return "", err
+	}
+	s, err := r.status(status, pid)
+	switch {
+	case err != nil || s.kernel() || s.ended() && s.Threads <= 1:
+		return "", err
+	case s.Depth > 1:
+		return "pid namespace of its own", nil
+	case u.UIDMap != nil && l.node.UIDMap != nil && !slices.Equal(u.UIDMap, l.node.UIDMap), u.Inode != 0 && u.Inode != l.node.Inode:
+		return "user namespace of its own", nil
+	}
+	return "", nil
+}
+
+// home returns the group that a stray belongs to by its cgroup: one that it was
+// born or moved into after its pids were listed, else a new one.
+func (s *sweep) home(why, cgroup string) *group {
+	var inner *group
+	for _, g := range s.groups {
+		whole := !g.alone && !g.scattered && below(cgroup, g.root)
+		if g.root != "" && (whole || cgroup == g.root) && (inner == nil || len(g.root) > len(inner.root)) {
+			inner = g
+		}
+	}
+	if inner != nil {
+		return inner
+	}
+	g := &group{hierarchy: s.main, root: cgroup, alone: true, scattered: true}
+	if dir, id, ok := outermostContainer(cgroup); ok {
+		g.root, g.alone, g.scattered, g.container.ID = dir, false, false, id
+		g.container.Origin = "cgroup " + printable(dir)
+	} else {
+		g.container.Origin = why + ", cgroup " + printable(cgroup)
+	}
+	s.groups = append(s.groups, g)
+	return g
+}
+
+// verify drops what was read of processes that their cgroup no longer lists.
+func (s *sweep) verify() error {
+	return s.parallel(len(s.groups), func(r *reader, i int) {
+		g := s.groups[i]
+		if g.scattered || g.silent || len(g.processes)+len(g.failures) == 0 {
+			return
+		}
+		listed, _ := s.list(r, g, false)
+		still := func(pid int) bool { _, ok := slices.BinarySearch(listed, pid); return ok }
+		before := len(g.processes) + len(g.failures)
+		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return !still(p.PID) })
+		g.failures = slices.DeleteFunc(g.failures, func(f failure) bool { return !still(f.pid) })
+		g.vanished = before - len(g.processes) - len(g.failures)
+	})
+}
+
+// readThreads shares the budget of threads out: a process with many leaves
+// nobody with less than an equal share.
+func (s *sweep) readThreads() error {
+	type job struct {
+		g *group
+		p *drift.Process
+		n int
+
+		read, skipped int
+		err           error
+	}
+	var jobs []job
+	for _, g := range s.groups {
+		for i := range g.processes {
+			if p := &g.processes[i]; p.ThreadCount > 1 {
+				jobs = append(jobs, job{g: g, p: p, n: s.budget})
+			}
+		}
+	}
+	if s.budget > 0 {
+		slices.SortStableFunc(jobs, func(a, b job) int { return a.p.ThreadCount - b.p.ThreadCount })
+		for i, left := 0, s.budget; i < len(jobs); i++ {
+			jobs[i].n = left / (len(jobs) - i)
+			left -= min(jobs[i].n, jobs[i].p.ThreadCount-1)
+		}
+	}
+	err := s.parallel(len(jobs), func(r *reader, i int) {
+		j := &jobs[i]
+		j.read, j.skipped, j.err = r.threads(j.p, j.n, s.turn)
+	})
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		s.threads.Observed += j.read
+		s.threads.Skipped += j.skipped
+		if j.err != nil && !errors.Is(j.err, ErrVanished) {
+			j.g.problems = append(j.g.problems, fmt.Sprintf("threads of process %d: %v", j.p.PID, j.err))
+		}
+	}
+	if s.threads.Skipped > 0 {
+		s.blind(fmt.Sprintf("%d threads beside their leaders", s.threads.Skipped), fmt.Sprintf("one sweep reads %d threads at most; --threads=always reads all", s.budget))
+	}
+	return nil
+}
+
+// result puts the groups into containers.
+func (s *sweep) result() drift.Sweep {
+	out := drift.Sweep{Containers: []drift.Container{}, Threads: s.threads}
+	given := make(map[string]bool)
+	for _, g := range s.groups {
+		given[g.container.ID] = given[g.container.ID] || g.given
+	}
+	strangers := slices.DeleteFunc(slices.Clone(s.groups), func(g *group) bool {
+		return g.given || len(g.processes)+len(g.failures)+len(g.problems) == 0
+	})
+	slices.SortStableFunc(strangers, func(a, b *group) int { return strings.Compare(a.root, b.root) })
+	for _, g := range strangers {
+		// A path is as unique as an id, which two directories may carry.
+		if id := g.container.ID; id == "" || given[id] {
+			g.container.ID = printable(g.root)
+		}
+		given[g.container.ID] = true
+		g.container.Managed = new(false)
+	}
+	for _, g := range slices.Concat(slices.DeleteFunc(s.groups, func(g *group) bool { return !g.given }), strangers) {
+		s.judge(g)
+		out.Containers = append(out.Containers, g.container)
+		out.Processes.Observed += len(g.processes)
+		out.Processes.Vanished += g.vanished
+		if !g.silent {
+			out.Processes.Unreadable += len(g.failures)
+		}
+	}
+	out.Limits = s.limits
+	return out
+}
+
+// judge says how much of a container was seen.
+func (s *sweep) judge(g *group) {
+	c := &g.container
+	slices.SortFunc(g.processes, func(a, b drift.Process) int { return a.PID - b.PID })
+	c.Processes = append([]drift.Process{}, g.processes...)
+	if g.silent {
+		return
+	}
+	if len(g.failures) > 0 {
+		first := g.failures[0]
+		g.problems = append(g.problems, fmt.Sprintf("%d of its %d processes could not be read, the first %d: %v",
+			len(g.failures), len(g.failures)+len(g.processes), first.pid, first.err))
+	}
+	if g.root != "" && g.given {
+		if lost := s.lostInit(g); lost != "" {
+			g.problems = append(g.problems, lost)
+		}
+	}
+	seen := drift.Observed
+	switch {
+	case len(g.problems) > 0 && len(g.processes) == 0:
+		seen = drift.Unreadable
+	case len(g.problems) > 0:
+		seen = drift.Partial
+	}
+	switch c.Observation {
+	case drift.Unreadable:
+	case drift.Partial:
+		if seen == drift.Unreadable {
+			c.Observation = seen
+		}
+	default:
+		c.Observation = seen
+	}
+	if c.Reason != "" {
+		g.problems = slices.Insert(g.problems, 0, c.Reason)
+	}
+	c.Reason = strings.Join(g.problems, "; ")
+}
+
+// lostInit explains why a container's first process is not among those that were
+// read though it lives.
+func (s *sweep) lostInit(g *group) string {
+	pid := g.container.InitPID
+	among := func(p drift.Process) bool { return p.PID == pid }
+	if pid == 0 || slices.ContainsFunc(g.processes, among) || slices.ContainsFunc(g.failures, func(f failure) bool { return f.pid == pid }) {
+		return ""
+	}
+	r := s.readers[0]
+	status, err := r.statusOf(strconv.Itoa(pid))
+	if err != nil || status.ended() || status.kernel() {
+		return ""
+	}
+	where, _, _ := s.cgroupOf(r, pid)
+	return fmt.Sprintf("its first process %d is not in its cgroup %s but in %s", pid, printable(g.root), printable(where))
+}
+
+// printable quotes a path that a container named and a terminal should not see.
+func printable(path string) string {
+	if quoted := strconv.QuoteToASCII(path); quoted[1:len(quoted)-1] != path {
+		return quoted
+	}
+	return path
+}

@@ -1,0 +1,94 @@
+package proc
+
+import (
+	"errors"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// threads reads up to most of a process's threads beside its leader (all when
+// negative) and keeps those in p whose credentials are not the leader's. Which
+// ones are read when there are more turns with every call that passes another turn.
+//
+// Between the listing and the last read, stat stays open and tells in the end
+// whether it has been the same process all along, as in [reader.process].
+func (r *reader) threads(p *drift.Process, most int, turn uint32) (read, skipped int, err error) {
+	others := p.ThreadCount - 1
+	if others <= 0 {
+		return 0, 0, nil
+	}
+	if most == 0 {
+		return 0, others, nil
+	}
+	stat, err := open(r.proc, r.of(p.PID, "stat"), 0)
+	if err != nil {
+		return 0, 0, outcome(r.of(p.PID, "stat"), err)
+	}
+	defer unix.Close(stat)
+	dir, err := open(r.proc, r.of(p.PID, "task"), unix.O_DIRECTORY)
+	if err != nil {
+		return 0, others, outcome(r.of(p.PID, "task"), err)
+	}
+	defer unix.Close(dir)
+	tids, err := r.pids(dir)
+	if err != nil {
+		return 0, others, outcome(r.of(p.PID, "task"), err)
+	}
+	tids = slices.DeleteFunc(tids, func(tid int) bool { return tid == p.PID })
+	if most > 0 && len(tids) > most {
+		skipped = len(tids) - most
+		start := int(turn%uint32(len(tids))) * most % len(tids)
+		tids = append(tids[start:], tids[:start]...)[:most]
+	}
+	var differing []drift.Thread
+	for _, tid := range tids {
+		s, err := r.thread(dir, p.PID, tid)
+		switch {
+		case errors.Is(err, ErrVanished):
+			continue // a thread that ended holds nothing
+		case err != nil:
+			return read, skipped + len(tids) - read, err
+		}
+		read++
+		t := drift.Thread{TID: tid, UID: s.UID[1], NoNewPrivileges: s.noNewPrivileges(), Caps: s.Caps}
+		if t.Caps != p.Caps || t.UID != p.UID || !sameFlag(t.NoNewPrivileges, p.NoNewPrivileges) {
+			t.Name = s.Comm()
+			differing = append(differing, t)
+		}
+	}
+	start, err := r.startTime(stat, p.PID)
+	if err != nil {
+		return 0, 0, err
+	}
+	if start != p.StartTime {
+		return 0, 0, ErrVanished
+	}
+	slices.SortFunc(differing, func(a, b drift.Thread) int { return a.TID - b.TID })
+	p.Threads = differing
+	return read, skipped, nil
+}
+
+// thread reads task/TID/status.
+func (r *reader) thread(dir, pid, tid int) (Status, error) {
+	file := strconv.Itoa(pid) + "/task/" + r.of(tid, "status")
+	text, err := r.file(dir, r.of(tid, "status"))
+	if err != nil {
+		return Status{}, readError(file, err)
+	}
+	s, err := ParseStatus(text)
+	if err != nil {
+		return Status{}, locate(err, file)
+	}
+	if s.Tgid != pid || s.ended() {
+		return Status{}, ErrVanished
+	}
+	return s, nil
+}
+
+func sameFlag(a, b *bool) bool {
+	return a == nil || b == nil || *a == *b
+}

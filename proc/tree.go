@@ -1,0 +1,227 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Bounds on a cgroup tree, which a privileged container or one with a delegated
+// cgroup can grow as it likes. A node with 250 pods has some 2,000 directories,
+// systemd inside a container some 100.
+const (
+	maxDirectories = 1 << 16 // of the whole tree, containers' own parts left out
+	maxInContainer = 1 << 12 // of one container
+	maxDepth       = 64
+	maxPath        = 1 << 10 // bytes
+)
+
+// The modes of a cgroup tree.
+const (
+	modeV1     = "v1"
+	modeHybrid = "hybrid"
+	modeV2     = "v2"
+)
+
+// tree is an open cgroup tree, /sys/fs/cgroup.
+type tree struct {
+	fd   int
+	root string
+	mode string
+	// hierarchies are where processes are looked for, the best first.
+	hierarchies []hierarchy
+}
+
+// hierarchy is one hierarchy of cgroups: below its own directory on v1 and
+// hybrid, the whole tree on v2.
+type hierarchy struct {
+	directory  string // "" on v2
+	controller string // what /proc/PID/cgroup calls it, "" for the unified one
+}
+
+// openTree opens the tree and finds its mode by its looks: cgroup.controllers is
+// in the root of every cgroup2 file system (Linux 4.5) and nowhere else; the
+// hierarchies of v1 are directories in a tmpfs, "unified" beside them on hybrid
+// (systemd, CGROUP_DELEGATION "Three Scenarios").
+//
+// On v1 a container is in every hierarchy, or should be: pids and memory are
+// those that every runtime makes, systemd has one that only names. On hybrid
+// runtimes limit by the v1 controllers and may leave the unified part alone, so
+// that comes last.
+func openTree(root string) (*tree, error) {
+	fd, err := openDirectory(root)
+	if err != nil {
+		return nil, err
+	}
+	t := &tree{fd: fd, root: root}
+	if t.exists("cgroup.controllers") {
+		t.mode, t.hierarchies = modeV2, []hierarchy{{}}
+		return t, nil
+	}
+	names, err := newReader(-1).children(fd, ".")
+	if err != nil {
+		t.close()
+		return nil, fmt.Errorf("listing %s: %w", root, err)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return !t.exists(name + "/cgroup.procs") })
+	slices.SortStableFunc(names, func(a, b string) int { return preference(a) - preference(b) })
+	t.mode = modeV1
+	for _, name := range names {
+		h := hierarchy{directory: name, controller: name}
+		if name == "unified" {
+			t.mode, h.controller = modeHybrid, ""
+		}
+		t.hierarchies = append(t.hierarchies, h)
+	}
+	if len(t.hierarchies) == 0 {
+		t.close()
+		return nil, fmt.Errorf("%s holds no cgroup hierarchy: mount the node's there", root)
+	}
+	return t, nil
+}
+
+func preference(directory string) int {
+	order := []string{"pids", "memory", "systemd", "", "unified"}
+	if at := slices.Index(order, directory); at >= 0 {
+		return at
+	}
+	return slices.Index(order, "")
+}
+
+func (t *tree) close() { unix.Close(t.fd) }
+
+func (t *tree) exists(name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(t.fd, name, &st, 0) == nil
+}
+
+// at returns where a cgroup path of the hierarchy is, relative to the tree's root.
+func (h hierarchy) at(cgroup string) string {
+	if relative := path.Join(h.directory, strings.TrimPrefix(cgroup, "/")); relative != "" {
+		return relative
+	}
+	return "."
+}
+
+// children lists the directories in a directory of the tree, by name and in order.
+func (r *reader) children(tree int, directory string) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(tree, directory, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, err
+	}
+	if st.Nlink == 2 {
+		return nil, nil // each directory in it would be one more link: its ".."
+	}
+	fd, err := open(tree, directory, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var names []string
+	err = r.entries(fd, func(name []byte, kind byte) {
+		if kind == unix.DT_DIR {
+			names = append(names, string(name))
+		}
+	})
+	slices.Sort(names)
+	return names, err
+}
+
+// walk calls visit with the cgroup paths at and below dir, parents first; visit
+// tells whether to go on below. What cannot be listed is left out, and said by
+// the first error; cut says that a bound was met.
+func (r *reader) walk(t *tree, h hierarchy, dir string, most int, visit func(dir string) bool) (cut bool, err error) {
+	pending := []string{dir}
+	for seen := 0; len(pending) > 0; seen++ {
+		if seen == most {
+			return true, err
+		}
+		dir := pending[len(pending)-1]
+		pending = pending[:len(pending)-1]
+		if !visit(dir) {
+			continue
+		}
+		names, failure := r.children(t.fd, h.at(dir))
+		if failure != nil && !removed(failure) && err == nil {
+			err = fmt.Errorf("listing cgroup %s: %w", printable(dir), failure)
+		}
+		for _, name := range slices.Backward(names) {
+			child := path.Join(dir, name)
+			if len(child) > maxPath || strings.Count(child, "/") > maxDepth || len(pending) == most {
+				cut = true
+				continue
+			}
+			pending = append(pending, child)
+		}
+	}
+	return cut, err
+}
+
+// removed tells whether a cgroup is gone: ENODEV is what its open files answer.
+// Only an empty one can be removed.
+func removed(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
+
+// members adds the processes in one directory to list. Zeros are processes that
+// the reader's pid namespace cannot number.
+func (r *reader) members(t *tree, h hierarchy, dir string, list []int) (pids []int, zeros int, err error) {
+	pids, zeros, err = r.procs(t.fd, path.Join(h.at(dir), "cgroup.procs"), list)
+	switch {
+	case removed(err):
+		return list, 0, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		// A threaded cgroup holds threads, whose processes may be above it;
+		// cgroups(7) "Creating a threaded subtree".
+		var tids []int
+		tids, zeros, err = r.procs(t.fd, path.Join(h.at(dir), "cgroup.threads"), nil)
+		pids = list
+		for _, tid := range tids {
+			text, err := r.file(r.proc, r.of(tid, "status"))
+			if err != nil {
+				continue // ended
+			}
+			if s, err := ParseStatus(text); err == nil {
+				pids = append(pids, s.Tgid)
+			}
+		}
+	}
+	if err != nil {
+		return list, 0, fmt.Errorf("reading the processes of cgroup %s: %w", printable(dir), err)
+	}
+	return pids, zeros, nil
+}
+
+// procs reads a list of pids of whatever length.
+func (r *reader) procs(tree int, file string, list []int) (pids []int, zeros int, err error) {
+	fd, err := open(tree, file, 0)
+	if err != nil {
+		return list, 0, err
+	}
+	defer unix.Close(fd)
+	pids = list
+	for kept := 0; ; {
+		n, err := unix.Read(fd, r.buf[kept:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return list, 0, err
+		}
+		if n == 0 {
+			if kept > 0 {
+				return list, 0, &MalformedError{File: file, What: "cut in the middle of a line"}
+			}
+			return pids, zeros, nil
+		}
+		var more int
+		var rest []byte
+		if pids, more, rest, err = parsePIDs(pids, r.buf[:kept+n]); err != nil {
+			return list, 0, err
+		}
+		zeros += more
+		kept = copy(r.buf, rest)
+	}
+}
