@@ -170,9 +170,10 @@ func connect(ctx context.Context, path string, o Options) (*Client, error) {
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		// A runtime that restarts is back within seconds; the default waits minutes.
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
-			BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second,
-		}}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			MinConnectTimeout: 2 * o.Timeout, // so that a silent runtime is met as a call without an answer
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxList)),
 	)
 	if err != nil {

@@ -555,10 +555,11 @@ func TestConnectErrors(t *testing.T) {
 		"its path is too long to exist": {"/" + strings.Repeat("x", 200), nil, "cannot open /xxx"},
 	} {
 		t.Run(what, func(t *testing.T) {
+			t.Parallel()
 			if errors.Is(row.is, fs.ErrPermission) && os.Geteuid() == 0 {
 				asNobody(t)
 			}
-			client, err := cri.Connect(t.Context(), cri.Options{Endpoint: row.endpoint, Timeout: 50 * time.Millisecond})
+			client, err := cri.Connect(t.Context(), cri.Options{Endpoint: row.endpoint, Timeout: patience})
 			if client != nil || err == nil || row.is != nil && !errors.Is(err, row.is) || !strings.Contains(err.Error(), row.says) || strings.ContainsAny(err.Error(), "\n\x1b") {
 				t.Errorf("client %v, error %v", client, err)
 			}
@@ -624,8 +625,7 @@ func TestFindsTheRuntime(t *testing.T) {
 		docker.APIVersion = "v1alpha2"
 		start(t, root, containerd, docker)
 		start(t, root, crio, load(t, "cri-o-1.37.0"))
-		server := start(t, root, k3s, one(t, "default"))
-		_ = server
+		start(t, root, k3s, one(t, "default"))
 		client, err := find(t, root)
 		if err != nil {
 			t.Fatal(err)
@@ -665,20 +665,26 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
+// patience is how long a call that will never be answered is waited for, and long
+// enough for one that will.
+const patience = time.Second
+
 func TestARuntimeThatStopsAnswering(t *testing.T) {
 	t.Run("hangs in the lists", func(t *testing.T) {
+		t.Parallel()
 		node := one(t, "default")
 		node.Before = fake.Hang("ListContainers")
-		client := connect(t, fake.Serve(t, node).Endpoint, 50*time.Millisecond)
-		if _, err := client.Inventory(t.Context()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "ListContainers: no answer within 50ms") {
+		client := connect(t, fake.Serve(t, node).Endpoint, patience)
+		if _, err := client.Inventory(t.Context()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "ListContainers: no answer within 1s") {
 			t.Error(err)
 		}
 	})
 	t.Run("hangs in the statuses", func(t *testing.T) {
+		t.Parallel()
 		node := load(t, "containerd-2.4.2")
-		node.Before = fake.Hang("ContainerStatus")
+		node.Before, node.Sandboxes, node.Tasks = fake.Hang("ContainerStatus"), nil, map[string][]*fake.Task{}
 		server := fake.Serve(t, node)
-		client, err := cri.Connect(t.Context(), cri.Options{Endpoint: server.Endpoint, Timeout: 50 * time.Millisecond, Parallel: 2})
+		client, err := cri.Connect(t.Context(), cri.Options{Endpoint: server.Endpoint, Timeout: patience, Parallel: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -695,8 +701,8 @@ func TestARuntimeThatStopsAnswering(t *testing.T) {
 		}
 	})
 	t.Run("dies in the middle and comes back", func(t *testing.T) {
-		node := load(t, "cri-o-1.37.0")
-		server := fake.Serve(t, node)
+		t.Parallel()
+		server := fake.Serve(t, load(t, "cri-o-1.37.0"))
 		client := connect(t, server.Endpoint, time.Minute)
 		server.Update(func(n *fake.Node) {
 			n.Before = func(_ context.Context, method string) error {
@@ -718,8 +724,7 @@ func TestARuntimeThatStopsAnswering(t *testing.T) {
 		if _, err := client.Inventory(t.Context()); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "start the runtime") {
 			t.Errorf("while it is down: %v", err)
 		}
-		node.Before = nil
-		again, err := fake.Start(node, server.Path)
+		again, err := fake.Start(load(t, "cri-o-1.37.0"), server.Path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -732,6 +737,7 @@ func TestARuntimeThatStopsAnswering(t *testing.T) {
 		}
 	})
 	t.Run("the caller gives up", func(t *testing.T) {
+		t.Parallel()
 		node := load(t, "containerd-2.4.2")
 		server := fake.Serve(t, node)
 		client := connect(t, server.Endpoint, time.Minute)

@@ -56,7 +56,7 @@ func (r *reader) process(l *look, pid int) (drift.Process, error) {
 		return drift.Process{}, fmt.Errorf("%s: %w", r.of(pid, "status"), errSkip)
 	}
 	p := drift.Process{
-		PID: pid, ParentPID: s.PPid, Name: s.Comm(), State: string(rune(s.State)), UID: s.UID[1],
+		PID: pid, ParentPID: s.PPid, Name: s.Comm(), State: string([]byte{s.State}), UID: s.UID[1],
 		NoNewPrivileges: s.noNewPrivileges(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed,
 		ThreadCount: s.Threads, NamespacePIDs: s.NamespacePIDs(),
 	}

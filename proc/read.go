@@ -133,3 +133,17 @@ func (r *reader) pids(fd int) (list []int, err error) {
 	})
 	return list, err
 }
+
+// allPIDs lists the processes of the node.
+func (r *reader) allPIDs() ([]int, error) {
+	fd, err := open(r.proc, ".", unix.O_DIRECTORY)
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	defer unix.Close(fd)
+	list, err := r.pids(fd)
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	return list, nil
+}

@@ -54,7 +54,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 
 	s.locate()
 	s.explore()
-	for _, step := range []func() error{s.gather, s.adopt, s.read, s.strays, s.verify, s.readThreads} {
+	for _, step := range []func() error{s.gather, s.adopt, s.read, s.verify, s.readThreads} {
 		if err := step(); err != nil {
 			return drift.Sweep{}, fmt.Errorf("sweep: %w", err)
 		}
@@ -71,8 +71,9 @@ type sweep struct {
 	turn    uint32
 	budget  int
 	readers []*reader
-	groups  []*group // the given ones first
-	claims  map[int]*group
+	groups  []*group       // the given ones first
+	all     []int          // every process of the node
+	claims  map[int]*group // by pid
 	threads drift.ThreadCoverage
 	limits  []drift.Limit
 }
@@ -212,12 +213,18 @@ func (s *sweep) blind(what, why string) {
 	s.limits = append(s.limits, drift.Limit{What: what, Why: why, Blind: true})
 }
 
-// gather lists the processes of every group.
+// gather lists the processes of every group, and all processes of the node.
 func (s *sweep) gather() error {
-	return s.parallel(len(s.groups), func(r *reader, i int) {
-		g := s.groups[i]
+	var failed error
+	err := s.parallel(1+len(s.groups), func(r *reader, i int) {
+		if i == 0 {
+			s.all, failed = r.allPIDs()
+			return
+		}
+		g := s.groups[i-1]
 		g.pids, g.decoys = s.list(r, g, true)
 	})
+	return cmp.Or(err, failed)
 }
 
 // list returns the pids in a group's cgroups in their order, and the cgroups
@@ -327,7 +334,7 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 	if err != nil || status.ended() || status.Depth < 2 {
 		return nil
 	}
-	root, h, ok := s.cgroupOf(r, g.container.InitPID)
+	root, ok := s.cgroupOf(r, g.container.InitPID)
 	if !ok {
 		return nil
 	}
@@ -343,19 +350,18 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 			return nil
 		}
 	}
-	found := &group{hierarchy: h, root: root}
+	found := &group{hierarchy: s.main, root: root}
 	found.pids, _ = s.list(r, found, true)
 	return found
 }
 
-// cgroupOf returns the cgroup that /proc/PID/cgroup tells.
-func (s *sweep) cgroupOf(r *reader, pid int) (cgroup string, h hierarchy, ok bool) {
+// cgroupOf returns the cgroup that /proc/PID/cgroup tells for the main hierarchy.
+func (s *sweep) cgroupOf(r *reader, pid int) (cgroup string, ok bool) {
 	text, err := r.file(r.proc, r.of(pid, "cgroup"))
 	if err != nil {
-		return "", s.main, false
+		return "", false
 	}
-	cgroup, ok = parseCgroup(text, s.main.controller)
-	return cgroup, s.main, ok
+	return parseCgroup(text, s.main.controller)
 }
 
 // owner decides between two groups that list the same pid. Where one's cgroup
@@ -370,13 +376,14 @@ func (s *sweep) owner(r *reader, pid int, a, b *group) *group {
 	case below(a.root, b.root):
 		return a
 	}
-	if cgroup, _, ok := s.cgroupOf(r, pid); ok && below(cgroup, b.root) {
+	if cgroup, ok := s.cgroupOf(r, pid); ok && below(cgroup, b.root) {
 		return b
 	}
 	return a
 }
 
-// read reads the processes of all groups.
+// read reads the processes of all groups, and looks among all others for those
+// that live in namespaces of their own, as only containers and sandboxes do.
 func (s *sweep) read() error {
 	var pids []int
 	for _, g := range s.groups {
@@ -386,70 +393,58 @@ func (s *sweep) read() error {
 			}
 		}
 	}
-	return s.readInto(pids, func(i int) *group { return s.claims[pids[i]] })
-}
-
-// readInto reads the processes and puts each into its group.
-func (s *sweep) readInto(pids []int, into func(i int) *group) error {
-	processes, errs := make([]drift.Process, len(pids)), make([]error, len(pids))
+	members := len(pids)
+	for _, pid := range s.all {
+		if s.claims[pid] == nil {
+			pids = append(pids, pid)
+		}
+	}
+	type outcome struct {
+		process     drift.Process
+		err         error
+		why, cgroup string // of those that are no group's
+	}
+	outcomes := make([]outcome, len(pids))
 	err := s.parallel(len(pids), func(r *reader, i int) {
-		processes[i], errs[i] = r.process(&s.look, pids[i])
-	})
-	if err != nil {
-		return err
-	}
-	for i := range pids {
-		switch g := into(i); {
-		case errs[i] == nil:
-			g.processes = append(g.processes, processes[i])
-		case !errors.Is(errs[i], errSkip):
-			g.failures = append(g.failures, failure{pids[i], errs[i]})
-		}
-	}
-	return nil
-}
-
-// strays looks among the processes that no group has for those that live in
-// namespaces of their own, as only containers and sandboxes do.
-func (s *sweep) strays() error {
-	dir, err := open(s.readers[0].proc, ".", unix.O_DIRECTORY)
-	if err != nil {
-		return fmt.Errorf("opening the list of processes: %w", err)
-	}
-	defer unix.Close(dir)
-	all, err := s.readers[0].pids(dir)
-	if err != nil {
-		return fmt.Errorf("listing processes: %w", err)
-	}
-	pids := slices.DeleteFunc(all, func(pid int) bool { return s.claims[pid] != nil })
-	type stray struct{ why, cgroup string }
-	strays, errs := make([]stray, len(pids)), make([]error, len(pids))
-	err = s.parallel(len(pids), func(r *reader, i int) {
-		if strays[i].why, errs[i] = r.apart(&s.look, pids[i]); strays[i].why != "" {
-			strays[i].cgroup, _, _ = s.cgroupOf(r, pids[i])
-		}
-	})
-	if err != nil {
-		return err
-	}
-	var found []int
-	var into []*group
-	unreadable := 0
-	for i, pid := range pids {
-		switch {
-		case errs[i] != nil && !errors.Is(errs[i], ErrVanished):
-			unreadable++
-		case strays[i].why != "":
-			g := s.home(strays[i].why, strays[i].cgroup)
-			if s.claims[pid] = g; !g.silent {
-				found, into = append(found, pid), append(into, g)
+		o := &outcomes[i]
+		if i >= members {
+			if o.why, o.err = r.apart(&s.look, pids[i]); o.why == "" || o.err != nil {
+				return
+			}
+			var ok bool
+			if o.cgroup, ok = s.cgroupOf(r, pids[i]); !ok {
+				o.cgroup = "/"
 			}
 		}
+		o.process, o.err = r.process(&s.look, pids[i])
+	})
+	if err != nil {
+		return err
 	}
-	if unreadable > 0 {
-		s.blind(fmt.Sprintf("%d processes in no known container", unreadable), "they could not be read, so whether they are in a container is not known")
+	unknown := 0
+	for i, pid := range pids {
+		g, o := s.claims[pid], &outcomes[i]
+		switch {
+		case g == nil && o.why == "" && o.err != nil && !errors.Is(o.err, ErrVanished):
+			unknown++
+			continue
+		case g == nil && o.why == "":
+			continue
+		case g == nil:
+			g = s.home(o.why, o.cgroup)
+		}
+		switch {
+		case g.silent:
+		case o.err == nil:
+			g.processes = append(g.processes, o.process)
+		case !errors.Is(o.err, errSkip):
+			g.failures = append(g.failures, failure{pid, o.err})
+		}
 	}
-	return s.readInto(found, func(i int) *group { return into[i] })
+	if unknown > 0 {
+		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
+	}
+	return nil
 }
 
 // apart says which namespace of its own a process lives in, "" if it is one of
@@ -470,7 +465,8 @@ func (r *reader) apart(l *look, pid int) (why string, err error) {
 		return "", err
 	case s.Depth > 1:
 		return "pid namespace of its own", nil
-	case u.UIDMap != nil && l.node.UIDMap != nil && !slices.Equal(u.UIDMap, l.node.UIDMap), u.Inode != 0 && u.Inode != l.node.Inode:
+	case u.UIDMap != nil && l.node.UIDMap != nil && !slices.Equal(u.UIDMap, l.node.UIDMap),
+		u.Inode != 0 && l.node.Inode != 0 && u.Inode != l.node.Inode:
 		return "user namespace of its own", nil
 	}
 	return "", nil
@@ -598,13 +594,19 @@ func (s *sweep) result() drift.Sweep {
 func (s *sweep) judge(g *group) {
 	c := &g.container
 	slices.SortFunc(g.processes, func(a, b drift.Process) int { return a.PID - b.PID })
-	c.Processes = append([]drift.Process{}, g.processes...)
+	if c.Processes = g.processes; c.Processes == nil {
+		c.Processes = []drift.Process{}
+	}
 	if g.silent {
 		return
 	}
 	if len(g.failures) > 0 {
 		first := g.failures[0]
-		g.problems = append(g.problems, fmt.Sprintf("%d of its %d processes could not be read, the first %d: %v",
+		if errors.Is(first.err, ErrVanished) {
+			// It did not end: the cgroup still lists it.
+			first.err = fmt.Errorf("its cgroup lists it and /proc does not show it, as with hidepid: %w", ErrUnreadable)
+		}
+		g.problems = append(g.problems, fmt.Sprintf("%d of its %d processes could not be read, process %d for one: %v",
 			len(g.failures), len(g.failures)+len(g.processes), first.pid, first.err))
 	}
 	if g.root != "" && g.given {
@@ -647,7 +649,7 @@ func (s *sweep) lostInit(g *group) string {
 	if err != nil || status.ended() || status.kernel() {
 		return ""
 	}
-	where, _, _ := s.cgroupOf(r, pid)
+	where, _ := s.cgroupOf(r, pid)
 	return fmt.Sprintf("its first process %d is not in its cgroup %s but in %s", pid, printable(g.root), printable(where))
 }
 

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -276,9 +277,10 @@ func (s criService) ListContainers(_ context.Context, request *runtimeapi.ListCo
 		if wanted := request.GetFilter().GetState(); wanted != nil && wanted.GetState() != c.Status.GetState() {
 			continue
 		}
+		status := proto.CloneOf(c.Status)
 		answer.Containers = append(answer.Containers, &runtimeapi.Container{
-			Id: c.Status.GetId(), PodSandboxId: c.SandboxID, Metadata: c.Status.GetMetadata(), Image: c.Status.GetImage(), ImageRef: c.Status.GetImageRef(),
-			State: c.Status.GetState(), CreatedAt: c.Status.GetCreatedAt(), Labels: c.Status.GetLabels(), Annotations: c.Status.GetAnnotations(), ImageId: c.Status.GetImageId(),
+			Id: status.GetId(), PodSandboxId: c.SandboxID, Metadata: status.GetMetadata(), Image: status.GetImage(), ImageRef: status.GetImageRef(),
+			State: status.GetState(), CreatedAt: status.GetCreatedAt(), Labels: status.GetLabels(), Annotations: status.GetAnnotations(), ImageId: status.GetImageId(),
 		})
 	}
 	return answer, nil
@@ -289,9 +291,10 @@ func (s criService) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRe
 	defer s.fake.mu.Unlock()
 	answer := &runtimeapi.ListPodSandboxResponse{}
 	for _, p := range s.fake.node.Sandboxes {
+		status := proto.CloneOf(p.Status)
 		answer.Items = append(answer.Items, &runtimeapi.PodSandbox{
-			Id: p.Status.GetId(), Metadata: p.Status.GetMetadata(), State: p.Status.GetState(), CreatedAt: p.Status.GetCreatedAt(),
-			Labels: p.Status.GetLabels(), Annotations: p.Status.GetAnnotations(), RuntimeHandler: p.RuntimeHandler,
+			Id: status.GetId(), Metadata: status.GetMetadata(), State: status.GetState(), CreatedAt: status.GetCreatedAt(),
+			Labels: status.GetLabels(), Annotations: status.GetAnnotations(), RuntimeHandler: p.RuntimeHandler,
 		})
 	}
 	return answer, nil
@@ -302,7 +305,7 @@ func (s criService) ContainerStatus(_ context.Context, request *runtimeapi.Conta
 	defer s.fake.mu.Unlock()
 	for _, c := range s.fake.node.Containers {
 		if c.Status.GetId() == request.GetContainerId() {
-			return &runtimeapi.ContainerStatusResponse{Status: c.Status, Info: infoMap(request.GetVerbose(), c.Info)}, nil
+			return &runtimeapi.ContainerStatusResponse{Status: proto.CloneOf(c.Status), Info: infoMap(request.GetVerbose(), c.Info)}, nil
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "an error occurred when try to find container %q: not found", request.GetContainerId())
@@ -313,7 +316,7 @@ func (s criService) PodSandboxStatus(_ context.Context, request *runtimeapi.PodS
 	defer s.fake.mu.Unlock()
 	for _, p := range s.fake.node.Sandboxes {
 		if p.Status.GetId() == request.GetPodSandboxId() {
-			return &runtimeapi.PodSandboxStatusResponse{Status: p.Status, Info: infoMap(request.GetVerbose(), p.Info)}, nil
+			return &runtimeapi.PodSandboxStatusResponse{Status: proto.CloneOf(p.Status), Info: infoMap(request.GetVerbose(), p.Info)}, nil
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "an error occurred when try to find sandbox %q: not found", request.GetPodSandboxId())
