@@ -76,10 +76,10 @@ func (b *binaryName) UnmarshalJSON(text []byte) error {
 }
 
 const (
-	// usualInfo is larger than nearly all; a status call in the ordinary course
-	// takes no more, so that many at once stay small.
+	// usualInfo is larger than nearly all. A status call takes no more in the
+	// ordinary course, so that many at once stay small.
 	usualInfo = 4 << 20
-	// largeInfo is the most that a pod can make of it, so that nobody hides a
+	// largeInfo bounds the status of a container that has more. It is the most that a pod can make of it, so that nobody hides a
 	// container behind a long environment: an object of 1.5 MiB (etcd's limit),
 	// every byte of it written \u003c, once in config and once in runtimeSpec.
 	largeInfo = 19 << 20
@@ -94,9 +94,6 @@ func decodeInfo(answer map[string]string) (facts, error) {
 		var f facts
 		f.lacks("the runtime gives no verbose status")
 		return f, nil
-	}
-	if len(text) > largeInfo {
-		return facts{}, errTooLarge
 	}
 	in, err := decode[info]([]byte(text))
 	if err != nil {
