@@ -201,7 +201,7 @@ func (b *book) who(p *Process) string {
 	return fmt.Sprintf("process %d %s of %s", p.PID, strconv.QuoteToASCII(clip(p.Name)), b.container.label())
 }
 
-const outsideHelp = "Nothing inside the container can do this by itself. Look for a process started from the host (runc or crun exec --cap, docker exec --privileged, nsenter), a wrapper runtime or hook that rewrites config.json, or a kernel exploit. Keep the evidence (capdrift scan --pid %d -o json), then delete the pod."
+const outsideHelp = "Nothing inside the container can do this by itself. Look for a process started from the host (runc or crun exec --cap, docker exec --privileged, nsenter), a wrapper runtime or hook that rewrites config.json, or a kernel exploit. Keep the evidence (capdrift scan --pid PID -o json), then delete the pod."
 
 func (b *book) process(oci OCI, p *Process) {
 	switch p.UserNamespace.Relation {
@@ -219,7 +219,7 @@ func (b *book) process(oci OCI, p *Process) {
 			b.addProcess(p, Finding{
 				Kind: UsernsEscape, Severity: Critical, Capabilities: p.Caps.Effective,
 				Message: fmt.Sprintf("%s is not in the user namespace that the OCI spec gives the container: its effective set %s counts outside it", b.who(p), list(p.Caps.Effective)),
-				Remedy:  fmt.Sprintf(outsideHelp, p.PID),
+				Remedy:  outsideHelp,
 			})
 			return
 		}
@@ -251,7 +251,7 @@ func (b *book) sets(oci OCI, p *Process) {
 			b.addProcess(p, Finding{
 				Kind: check.kind, Severity: check.severity, Set: check.set, Capabilities: excess,
 				Message: fmt.Sprintf("%s holds %s in its %s set; the OCI spec allows %s", b.who(p), list(excess), check.set, list(check.allowed)),
-				Remedy:  fmt.Sprintf(outsideHelp, p.PID),
+				Remedy:  outsideHelp,
 			})
 		}
 	}
@@ -262,7 +262,7 @@ func (b *book) sets(oci OCI, p *Process) {
 			b.addProcess(p, Finding{
 				Kind: ThreadExcess, Severity: Critical, TID: thread.TID, Capabilities: excess,
 				Message: fmt.Sprintf("thread %d of %s holds %s, which its leader does not show; the OCI spec allows %s", thread.TID, b.who(p), list(excess), list(ceiling)),
-				Remedy:  fmt.Sprintf(outsideHelp, p.PID),
+				Remedy:  outsideHelp,
 			})
 		}
 	}
@@ -334,7 +334,7 @@ func (b *book) noNewPrivileges(p *Process, tid int) {
 	b.addProcess(p, Finding{
 		Kind: NNPMissing, Severity: High, TID: tid,
 		Message: fmt.Sprintf("%s%s runs without no_new_privs, which the OCI spec sets and the kernel never clears: it was not started from that spec", which, b.who(p)),
-		Remedy:  fmt.Sprintf(outsideHelp, p.PID),
+		Remedy:  outsideHelp,
 	})
 }
 

@@ -19,7 +19,7 @@ import (
 )
 
 // crowdSize is how many processes the benchmarks start; they live until the
-// last benchmark is done ([TestMain]).
+// last benchmark is done (TestMain).
 const crowdSize = 2000
 
 // crowd is one container of many sleeping processes, in a cgroup of its own where
@@ -35,16 +35,6 @@ var (
 	theCrowd  *crowd
 	crowdOnce sync.Once
 )
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if theCrowd != nil {
-		for _, end := range theCrowd.end {
-			end()
-		}
-	}
-	os.Exit(code)
-}
 
 func startCrowd(b *testing.B) *crowd {
 	crowdOnce.Do(func() {

@@ -150,9 +150,11 @@ func brief(set capdecode.Set) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
 }
 
-// explain says once for each kind what it means, by its first finding, and what
-// to do.
+// explain says once for each kind what it means, by its first finding, and once
+// for all that need the same what to do.
 func (t table) explain(out *strings.Builder, findings []drift.Finding) {
+	var remedies []string
+	meanings := make(map[string][]string)
 	told := make(map[drift.Kind]bool)
 	for _, finding := range findings {
 		if told[finding.Kind] {
@@ -163,8 +165,28 @@ func (t table) explain(out *strings.Builder, findings []drift.Finding) {
 		if n := count(findings, finding.Kind) - 1; n > 0 {
 			others = fmt.Sprintf(" (and %d more)", n)
 		}
-		fmt.Fprintf(out, "%s: %s%s.\n", finding.Kind, printable(finding.Message), others)
-		fmt.Fprintf(out, "  → %s\n\n", printable(finding.Remedy))
+		if meanings[finding.Remedy] == nil {
+			remedies = append(remedies, finding.Remedy)
+		}
+		meanings[finding.Remedy] = append(meanings[finding.Remedy], fmt.Sprintf("%s: %s%s.", finding.Kind, finding.Message, others))
+	}
+	for _, remedy := range remedies {
+		for _, meaning := range meanings[remedy] {
+			paragraph(out, "", meaning)
+		}
+		paragraph(out, "  → ", remedy)
+		fmt.Fprintln(out)
+	}
+}
+
+// paragraph writes text in lines that a terminal shows whole.
+func paragraph(out *strings.Builder, mark, content string) {
+	const width = 118
+	for i, line := range strings.Split(text.WrapSoft(printable(content), width), "\n") {
+		if i > 0 {
+			mark = "    "
+		}
+		fmt.Fprintf(out, "%s%s\n", mark, strings.TrimRight(line, " "))
 	}
 }
 
