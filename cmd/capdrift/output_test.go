@@ -21,6 +21,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // TestPublishedForm holds the JSON of both recorded nodes against the published
 // schema and against golden files: what programs parse changes on purpose only.
 func TestPublishedForm(t *testing.T) {
+	t.Parallel()
 	schema, err := jsonschema.NewCompiler().Compile("../../docs/capdrift.node.v1.schema.json")
 	if err != nil {
 		t.Fatal(err)
@@ -69,6 +70,7 @@ func TestPublishedForm(t *testing.T) {
 // TestSecretsStayInside plants a secret wherever a runtime's answer can carry
 // one and looks for it in everything that the program prints.
 func TestSecretsStayInside(t *testing.T) {
+	t.Parallel()
 	const secret = "hunter2-planted"
 	node := capturedNode(t, "containerd-2.4.2", "hybrid")
 	plant := regexp.MustCompile(`"(args|env|command)": \[`)
@@ -150,6 +152,7 @@ func FuzzPrintable(f *testing.F) {
 
 // TestJSONLinesAreWhole reads every line as an object of its own.
 func TestJSONLinesAreWhole(t *testing.T) {
+	t.Parallel()
 	node := driftNode(t)
 	server := fake.Serve(t, load(t, "containerd-2.4.2"))
 	text, _, _ := capture(t, "scan", "-o", "jsonl", "--host-root", node.root, "--cri-endpoint", server.Endpoint)
