@@ -177,7 +177,7 @@ func (fs *FS) Process(pid int) (drift.Process, error) {
 		return drift.Process{}, err
 	}
 	l.all = true
-	p, err := r.process(&l, pid)
+	p, _, err := r.process(&l, pid)
 	if err != nil {
 		return drift.Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}

@@ -53,6 +53,7 @@ type FS struct {
 	proc, cgroup string
 	options      Options
 	sweeps       atomic.Uint32 // turns which threads a budget too small for all reads
+	births       atomic.Pointer[map[int]birth]
 }
 
 // New returns the trees below root: "/" for the machine itself, "/host" where a

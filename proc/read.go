@@ -147,3 +147,9 @@ func (r *reader) allPIDs() ([]int, error) {
 	}
 	return list, nil
 }
+
+// onProcfs tells whether a directory is a real /proc, not a picture of one.
+func onProcfs(dir int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(dir, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
+}

@@ -43,6 +43,9 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	if s.look, err = fs.look(s.readers[0]); err != nil {
 		return drift.Sweep{}, err
 	}
+	if births := fs.births.Load(); births != nil {
+		s.look.births = *births
+	}
 	for _, c := range containers {
 		c.Processes = nil
 		s.groups = append(s.groups, &group{container: c, given: true, silent: c.Observation == drift.UnsupportedRuntime})
@@ -58,6 +61,9 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		if err := step(); err != nil {
 			return drift.Sweep{}, fmt.Errorf("sweep: %w", err)
 		}
+	}
+	if onProcfs(dir) {
+		fs.births.Store(&s.births)
 	}
 	return s.result(), nil
 }
@@ -401,6 +407,7 @@ func (s *sweep) read() error {
 	}
 	type outcome struct {
 		process     drift.Process
+		born        birth
 		err         error
 		why, cgroup string // of those that are no group's
 	}
@@ -416,12 +423,13 @@ func (s *sweep) read() error {
 				o.cgroup = "/"
 			}
 		}
-		o.process, o.err = r.process(&s.look, pids[i])
+		o.process, o.born, o.err = r.process(&s.look, pids[i])
 	})
 	if err != nil {
 		return err
 	}
 	unknown := 0
+	s.births = make(map[int]birth, members)
 	for i, pid := range pids {
 		g, o := s.claims[pid], &outcomes[i]
 		switch {
@@ -437,6 +445,7 @@ func (s *sweep) read() error {
 		case g.silent:
 		case o.err == nil:
 			g.processes = append(g.processes, o.process)
+			s.births[pid] = o.born
 		case !errors.Is(o.err, errSkip):
 			g.failures = append(g.failures, failure{pid, o.err})
 		}

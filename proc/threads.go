@@ -60,9 +60,13 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32) (read, skipped
 			differing = append(differing, t)
 		}
 	}
-	start, err := r.startTime(stat, p.PID)
+	text, err := r.read(stat)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, readError(r.of(p.PID, "stat"), err)
+	}
+	start, err := parseStat(text)
+	if err != nil {
+		return 0, 0, locate(err, r.of(p.PID, "stat"))
 	}
 	if start != p.StartTime {
 		return 0, 0, ErrVanished
