@@ -116,15 +116,14 @@ type look struct {
 // look asks the runtime and reads /proc once.
 func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
 	var seen look
-	var given []drift.Container
+	var inventory drift.Inventory
 	failure := s.NoRuntime
 	if s.Runtime != nil {
-		var inventory drift.Inventory
 		if inventory, failure = s.Runtime.Inventory(ctx); failure == nil {
-			seen.runtime, seen.limits, given = &inventory.Runtime, inventory.Limits, inventory.Containers
+			seen.runtime, seen.limits = &inventory.Runtime, inventory.Limits
 		}
 	}
-	sweep, err := s.Host.Sweep(ctx, given)
+	sweep, err := s.Host.Sweep(ctx, inventory.Containers)
 	if err != nil {
 		return look{}, fmt.Errorf("reading the processes: %w", err)
 	}
@@ -137,6 +136,9 @@ func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
 	for i := range sweep.Containers {
 		c := &sweep.Containers[i]
 		drift.Settle(node, c)
+		if c.Managed != nil && !*c.Managed && slices.Contains(inventory.Starting, c.ID) {
+			c.Managed, c.Observation, c.Reason = new(true), drift.Partial, "its runtime is starting it"
+		}
 		if failure != nil {
 			// Nobody could say whether a pod explains it.
 			c.Managed = nil

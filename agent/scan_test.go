@@ -127,6 +127,20 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// While a container starts, its runtime and its hooks are in its cgroup with all
+// capabilities, for longer than two looks if a hook is slow.
+func TestAContainerThatStartsIsNoStranger(t *testing.T) {
+	h := &host{looks: []drift.Sweep{sees(process(10, sysAdmin))}}
+	s, waits := scanner(h, runtime{inventory: drift.Inventory{Starting: []string{"c1"}}})
+	report, err := s.Scan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Findings) != 0 || *waits != 0 || report.Coverage.Complete || report.Coverage.Containers.Partial != 1 {
+		t.Errorf("findings %v, %d waits, coverage %+v", report.Findings, *waits, report.Coverage)
+	}
+}
+
 func TestNoRuntimeIsSaidAndNothingIsCalledFine(t *testing.T) {
 	refused := errors.New("cannot open the socket; run as root")
 	withClient, _ := scanner(&host{looks: []drift.Sweep{sees(process(10, sysAdmin))}}, runtime{err: refused})

@@ -449,6 +449,9 @@ func TestContainersBesideTheCRI(t *testing.T) {
 	}; !slices.Equal(seen, want) {
 		t.Errorf("unmanaged:\n%s\nwant\n%s", strings.Join(seen, "\n"), strings.Join(want, "\n"))
 	}
+	if !slices.Equal(got.Starting, []string{"created"}) {
+		t.Errorf("starting: %q", got.Starting)
+	}
 	web := named(t, got, "web")
 	if oci := web.Declared.OCI; web.CgroupPath != "/docker/web" || oci.Bounding.Hex() != "0000000000200000" || oci.UID != 5 || !slices.Equal(oci.UnknownNames, []string{"CAP_NOVEL"}) {
 		t.Errorf("%+v, OCI %+v", web, oci)

@@ -45,9 +45,7 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 		return drift.Inventory{}, err
 	}
 	// Containers before sandboxes: those of each one listed are then there too.
-	running, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
-		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
-	}})
+	all, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return drift.Inventory{}, err
 	}
@@ -55,10 +53,10 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 	if err != nil {
 		return drift.Inventory{}, err
 	}
-	subjects := c.listed(running.GetContainers(), pods.GetItems())
-	inventory := drift.Inventory{Runtime: runtime, Limits: slices.Clone(c.passed)}
+	subjects := c.listed(all.GetContainers(), pods.GetItems())
+	inventory := drift.Inventory{Runtime: runtime, Starting: starting(all.GetContainers()), Limits: slices.Clone(c.passed)}
 	if runtime.Name == "containerd" {
-		unmanaged, limits := c.unmanaged(ctx, idsOf(running.GetContainers(), pods.GetItems()))
+		unmanaged, limits := c.unmanaged(ctx, idsOf(all.GetContainers(), pods.GetItems()))
 		subjects = append(subjects, unmanaged...)
 		inventory.Limits = append(inventory.Limits, limits...)
 	}
@@ -71,7 +69,7 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 }
 
 // listed makes a subject of each running container and each ready sandbox.
-func (c *Client) listed(running []*runtimeapi.Container, pods []*runtimeapi.PodSandbox) []*subject {
+func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandbox) []*subject {
 	sandboxes := make(map[string]*runtimeapi.PodSandbox, len(pods))
 	var subjects []*subject
 	for _, sandbox := range pods {
@@ -87,8 +85,7 @@ func (c *Client) listed(running []*runtimeapi.Container, pods []*runtimeapi.PodS
 			sandboxID: sandbox.GetId(), key: sandbox.GetId(), ask: c.askSandbox(sandbox),
 		})
 	}
-	for _, container := range running {
-		// A runtime that ignores the filter lists the dead ones too.
+	for _, container := range all {
 		if container.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
@@ -103,6 +100,19 @@ func (c *Client) listed(running []*runtimeapi.Container, pods []*runtimeapi.PodS
 		})
 	}
 	return subjects
+}
+
+// starting returns the containers that are made and do not count as running yet.
+// While one starts, the OCI runtime and its createContainer hooks are in its
+// cgroup, for as long as a hook takes.
+func starting(all []*runtimeapi.Container) []string {
+	var ids []string
+	for _, container := range all {
+		if s := container.GetState(); s == runtimeapi.ContainerState_CONTAINER_CREATED || s == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
+			ids = append(ids, container.GetId())
+		}
+	}
+	return ids
 }
 
 // podOf takes the pod from its sandbox, else from the labels that the kubelet

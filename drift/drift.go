@@ -283,6 +283,7 @@ type Limit struct {
 type Inventory struct {
 	Runtime    Runtime
 	Containers []Container
+	Starting   []string // ids of containers that are made and do not run yet
 	Limits     []Limit
 }
 

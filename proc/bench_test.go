@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -106,21 +107,20 @@ func perProcess(b *testing.B, processes int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(processes), "ns/process")
 }
 
-// BenchmarkFloor is the least that reading a status file of each process can
-// cost: open, read, close, with one buffer and nothing done with what was read.
-func BenchmarkFloor(b *testing.B) {
-	c := startCrowd(b)
+// floor returns the least that reading a status file of each process can cost:
+// open, read, close, with one buffer and nothing done with what was read.
+func (c *crowd) floor(b *testing.B) func() {
 	dir, err := unix.Open("/proc", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer unix.Close(dir)
+	b.Cleanup(func() { _ = unix.Close(dir) })
 	buf := make([]byte, 64<<10)
 	names := make([]string, len(c.pids))
 	for i, pid := range c.pids {
 		names[i] = strconv.Itoa(pid) + "/status"
 	}
-	for b.Loop() {
+	return func() {
 		for _, name := range names {
 			fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
@@ -129,51 +129,119 @@ func BenchmarkFloor(b *testing.B) {
 			if n, err := unix.Read(fd, buf); n <= 0 {
 				b.Fatal(n, err)
 			}
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 	}
-	perProcess(b, len(c.pids))
 }
 
-// BenchmarkSweep is what `capdrift scan` does of a node after it has asked the
-// runtime: list, read, parse, settle, compare.
-func BenchmarkSweep(b *testing.B) {
-	c := startCrowd(b)
+// sweep does what `capdrift scan` does on a node after it has asked the runtime:
+// list, read, parse, settle, compare.
+func (c *crowd) sweep(b *testing.B, fs *proc.FS, node drift.Node) {
+	sweep, err := fs.Sweep(context.Background(), []drift.Container{c.container})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range sweep.Containers {
+		drift.Settle(node, &sweep.Containers[i])
+		drift.Compare(node, sweep.Containers[i])
+	}
+	if crowd := sweep.Containers[0]; len(crowd.Processes) != len(c.pids) {
+		b.Fatalf("%d processes, want %d: %s", len(crowd.Processes), len(c.pids), crowd.Reason)
+	}
+}
+
+func (c *crowd) fs(b *testing.B) (*proc.FS, drift.Node) {
 	fs := proc.New(c.root, proc.Options{Threads: -1})
 	node, _, err := fs.Node()
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.ReportAllocs()
-	seen := 0
-	for b.Loop() {
-		sweep, err := fs.Sweep(context.Background(), []drift.Container{c.container})
-		if err != nil {
-			b.Fatal(err)
-		}
-		for i := range sweep.Containers {
-			drift.Settle(node, &sweep.Containers[i])
-			drift.Compare(node, sweep.Containers[i])
-		}
-		if seen = len(sweep.Containers[0].Processes); seen != len(c.pids) {
-			b.Fatalf("%d processes, want %d: %s", seen, len(c.pids), sweep.Containers[0].Reason)
-		}
-	}
-	perProcess(b, seen)
+	return fs, node
 }
 
-// BenchmarkPscap is libcap-ng's lister of the same processes (Debian's libcap-ng-utils).
-func BenchmarkPscap(b *testing.B) {
+// pscap is libcap-ng's lister of all processes (Debian's libcap-ng-utils).
+func pscap(b *testing.B) {
+	if err := exec.Command("pscap", "-a").Run(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func needPscap(b *testing.B) {
 	if _, err := exec.LookPath("pscap"); err != nil {
 		b.Skip("pscap is not installed (apt-get install libcap-ng-utils)")
 	}
+}
+
+func BenchmarkFloor(b *testing.B) {
 	c := startCrowd(b)
+	floor := c.floor(b)
 	for b.Loop() {
-		if err := exec.Command("pscap", "-a").Run(); err != nil {
-			b.Fatal(err)
-		}
+		floor()
 	}
 	perProcess(b, len(c.pids))
+}
+
+// BenchmarkSweep sweeps again and again, as the agent does.
+func BenchmarkSweep(b *testing.B) {
+	c := startCrowd(b)
+	fs, node := c.fs(b)
+	c.sweep(b, fs, node)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.sweep(b, fs, node)
+	}
+	perProcess(b, len(c.pids))
+}
+
+// BenchmarkFirstSweep sweeps once, with nothing known from before.
+func BenchmarkFirstSweep(b *testing.B) {
+	c := startCrowd(b)
+	_, node := c.fs(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		fs := proc.New(c.root, proc.Options{Threads: -1})
+		c.sweep(b, fs, node)
+	}
+	perProcess(b, len(c.pids))
+}
+
+func BenchmarkPscap(b *testing.B) {
+	needPscap(b)
+	c := startCrowd(b)
+	for b.Loop() {
+		pscap(b)
+	}
+	perProcess(b, len(c.pids))
+}
+
+// BenchmarkSideBySide runs all of them in turns, so that whatever else the machine
+// does meets them alike, and reports how they compare.
+func BenchmarkSideBySide(b *testing.B) {
+	needPscap(b)
+	c := startCrowd(b)
+	fs, node := c.fs(b)
+	c.sweep(b, fs, node)
+	floor := c.floor(b)
+	var floors, sweeps, firsts, pscaps time.Duration
+	for b.Loop() {
+		for _, each := range []struct {
+			took *time.Duration
+			run  func()
+		}{
+			{&floors, floor},
+			{&sweeps, func() { c.sweep(b, fs, node) }},
+			{&firsts, func() { c.sweep(b, proc.New(c.root, proc.Options{Threads: -1}), node) }},
+			{&pscaps, func() { pscap(b) }},
+		} {
+			started := time.Now()
+			each.run()
+			*each.took += time.Since(started)
+		}
+	}
+	b.ReportMetric(float64(sweeps)/float64(floors), "sweep/floor")
+	b.ReportMetric(float64(sweeps)/float64(pscaps), "sweep/pscap")
+	b.ReportMetric(float64(firsts)/float64(floors), "first/floor")
+	b.ReportMetric(float64(firsts)/float64(pscaps), "first/pscap")
 }
 
 func BenchmarkParseStatus(b *testing.B) {

@@ -54,11 +54,18 @@ func hexadecimal(text string) bool {
 	return true
 }
 
-// nameCarries tells whether a directory is named after the given container,
-// whose id may be of any form.
+// nameCarries tells whether a directory is named after the given container. Not
+// every runtime's ids are as long as to be unmistakable ("session-1.scope" is not
+// named after a container "1"), so the prefix of others must be a known one.
 func nameCarries(base, id string) bool {
+	if found, ok := containerName(base); ok && found != "" {
+		return found == id
+	}
 	name := strings.TrimSuffix(base, ".scope")
-	return id != "" && !conmon(name) && (name == id || strings.HasSuffix(name, "-"+id))
+	for _, prefix := range scopePrefixes {
+		name = strings.TrimPrefix(name, prefix)
+	}
+	return id != "" && name == id
 }
 
 // kubernetes tells whether a directory is the kubelet's root of all pods:

@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 // act plays a part: it says one line when ready and ends with its input.
 func act(part string) error {
 	if part == "sleep" {
-		fmt.Println("ready")
+		fmt.Fprintln(os.Stdout, "ready")
 		_, err := io.Copy(io.Discard, os.Stdin)
 		return err
 	}
@@ -70,7 +70,7 @@ func act(part string) error {
 			unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
 			unix.Capset(&header, &make([]unix.CapUserData, 2)[0]),
 		)
-		fmt.Println(unix.Gettid())
+		fmt.Fprintln(os.Stdout, unix.Gettid())
 		told <- err
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		if part == "headless" {
@@ -82,7 +82,7 @@ func act(part string) error {
 		return err
 	}
 	if part == "headless" {
-		syscall.Syscall(unix.SYS_EXIT, 0, 0, 0) // of this thread alone
+		_, _, _ = syscall.Syscall(unix.SYS_EXIT, 0, 0, 0) // of this thread alone
 	}
 	<-ended
 	return nil

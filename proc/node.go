@@ -56,11 +56,10 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 	if limit != nil {
 		limits = append(limits, *limit)
 	}
-	if s, err := r.statusOf("self"); err == nil && s.Depth > 1 {
+	if r.foreign() {
 		limits = append(limits, drift.Limit{
-			What:  "which processes are in which cgroup",
-			Why:   "this program runs in a pid namespace of its own, where cgroup.procs cannot number the node's processes; run it in the node's (hostPID: true)",
-			Blind: true,
+			What: "which processes are in which cgroup",
+			Why:  "this program runs in a pid namespace of its own, where cgroup.procs does not tell the node's pids, so each process is asked for its cgroup; run it in the node's (hostPID: true)",
 		})
 	}
 	t, err := openTree(fs.cgroup)
@@ -103,6 +102,9 @@ const (
 
 // hidden explains why pid 1 cannot be seen.
 func (fs *FS) hidden(r *reader, cause error) *drift.Limit {
+	if cause == nil {
+		return &drift.Limit{What: "user namespaces", Why: fs.proc + "/1/uid_map may not be read, so which is the node's own is not known", Blind: true}
+	}
 	l := &drift.Limit{What: "processes of other users", Blind: true}
 	text, err := r.file(r.proc, "self/mountinfo")
 	option, gid := "", ""
@@ -118,6 +120,13 @@ func (fs *FS) hidden(r *reader, cause error) *drift.Limit {
 		l.Why = fmt.Sprintf("%s is mounted with hidepid=%s; run with CAP_SYS_PTRACE, or as group 0 where the mount names no gid=", fs.proc, option)
 	}
 	return l
+}
+
+// foreign tells whether the reader's pid namespace is another than that of the
+// /proc it reads: NSpid then tells of both.
+func (r *reader) foreign() bool {
+	s, err := r.statusOf("self")
+	return err == nil && s.Depth > 1
 }
 
 // parseHidepid returns the hidepid and gid options of the mount at path, by the
@@ -197,6 +206,7 @@ func (fs *FS) look(r *reader) (look, error) {
 	if l.uptime, err = parseUptime(text); err != nil {
 		return look{}, locate(err, fs.proc+"/uptime")
 	}
+	l.foreign = r.foreign()
 	l.node, l.inodes, _, err = fs.firstUserNamespace(r)
 	return l, err
 }

@@ -28,8 +28,8 @@ import (
 
 // The outcomes of reading a process that are no fault of the reader's.
 var (
-	ErrVanished   = errors.New("it has ended")
-	ErrUnreadable = errors.New("it may not be read")
+	ErrVanished   = errors.New("no such process any more")
+	ErrUnreadable = errors.New("may not be read")
 )
 
 // MalformedError says that a file is not what the kernel writes.

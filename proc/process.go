@@ -22,7 +22,12 @@ type look struct {
 	node   drift.UserNamespace // pid 1's
 	inodes bool                // user namespaces may be told by their inode
 	all    bool                // kernel threads and zombies too
-	births map[int]birth       // of processes that were read before, by pid
+	// foreign: the reader lives in a pid namespace below that of this /proc, and the
+	// pids that cgroup.procs tells are its own namespace's (kernel/cgroup/cgroup.c
+	// __cgroup_procs_show, task_pid_vnr): not those of this /proc. What is in which
+	// cgroup is then told by /proc/PID/cgroup alone.
+	foreign bool
+	births  map[int]birth // of processes that were read before, by pid
 }
 
 // birth is the start time of a process and the inode by which it is known again.
@@ -46,8 +51,8 @@ type birth struct {
 // only after its task was detached (kernel/exit.c release_task, kernel/pid.c
 // free_pid). So when status was opened first and is read last, the pid meant one
 // and the same process in between, and whatever was looked up by path in that time
-// is of that process too. execve(2) in a thread hands the leader's
-// struct pid and start time over (fs/exec.c de_thread): it stays the same process.
+// is of that process too. execve(2) in a thread hands the leader's struct pid and
+// start time over (fs/exec.c de_thread): it stays the same process.
 func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
 	status, err := r.openStatus(pid)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 // TestOpenFilesKnowTheirProcess holds what [reader.process] builds on: a file
 // that was opened tells of its process or of none, also when the pid is given to
-// another one.
+// another one, and an inode is one process's.
 func TestOpenFilesKnowTheirProcess(t *testing.T) {
 	dir, err := openDirectory(New("/", Options{}).proc)
 	if err != nil {
@@ -36,6 +36,17 @@ func TestOpenFilesKnowTheirProcess(t *testing.T) {
 	}
 	if s, err := r.status(files[0], pid); err != nil || s.PID != pid {
 		t.Fatalf("while it lives: %+v, %v", s, err)
+	}
+	l := look{all: true}
+	p, born, err := r.process(&l, pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Known again, and its stat not asked: the wrong start time comes back.
+	born.start++
+	l.births = map[int]birth{pid: born}
+	if again, _, err := r.process(&l, pid); err != nil || again.StartTime != p.StartTime+1 {
+		t.Errorf("known from before: %+v, %v", again, err)
 	}
 	if err := first.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -71,6 +82,10 @@ func TestOpenFilesKnowTheirProcess(t *testing.T) {
 				t.Fatalf("the second of that pid: %+v, %v", s, err)
 			}
 			gone("while another has its pid")
+			other, bornLater, err := r.process(&l, pid)
+			if err != nil || bornLater.inode == born.inode && bornLater.made == born.made || other.StartTime < p.StartTime {
+				t.Errorf("taken for the first: %+v, %v", bornLater, err)
+			}
 			return
 		}
 	}

@@ -85,12 +85,12 @@ const (
 	lineName = iota
 	lineState
 	lineTgid
-	linePid
+	linePID
 	linePPid
-	lineUid
+	lineUID
 	lineNSpid
 	lineKthread
-	lineVmSize
+	lineVMSize
 	lineThreads
 	lineCapInh
 	lineCapPrm
@@ -107,7 +107,7 @@ var requiredLines = [...]struct {
 	line int
 	name string
 }{
-	{lineName, "Name"}, {lineState, "State"}, {lineTgid, "Tgid"}, {linePid, "Pid"}, {linePPid, "PPid"}, {lineUid, "Uid"}, {lineThreads, "Threads"},
+	{lineName, "Name"}, {lineState, "State"}, {lineTgid, "Tgid"}, {linePID, "Pid"}, {linePPid, "PPid"}, {lineUID, "Uid"}, {lineThreads, "Threads"},
 	{lineCapInh, "CapInh"}, {lineCapPrm, "CapPrm"}, {lineCapEff, "CapEff"}, {lineCapBnd, "CapBnd"},
 }
 
@@ -165,16 +165,16 @@ func (s *Status) set(key, value []byte) (line int, ok bool) {
 	case "Tgid":
 		return lineTgid, number(value, &s.Tgid)
 	case "Pid":
-		return linePid, number(value, &s.PID)
+		return linePID, number(value, &s.PID)
 	case "PPid":
 		return linePPid, number(value, &s.PPid)
 	case "Uid":
 		for i := range s.UID {
 			if s.UID[i], value, ok = column(value); !ok {
-				return lineUid, false
+				return lineUID, false
 			}
 		}
-		return lineUid, len(value) == 0
+		return lineUID, len(value) == 0
 	case "NSpid":
 		s.pids = value
 		for ok = true; ok && len(value) > 0; s.Depth++ {
@@ -185,7 +185,7 @@ func (s *Status) set(key, value []byte) (line int, ok bool) {
 		return lineKthread, flag(value, 1, &s.Kthread)
 	case "VmSize":
 		s.memory = true
-		return lineVmSize, true
+		return lineVMSize, true
 	case "Threads":
 		return lineThreads, number(value, &s.Threads)
 	case "CapInh":

@@ -80,6 +80,7 @@ type sweep struct {
 	groups  []*group       // the given ones first
 	all     []int          // every process of the node
 	claims  map[int]*group // by pid
+	births  map[int]birth  // of the processes that were read, for the next sweep
 	threads drift.ThreadCoverage
 	limits  []drift.Limit
 }
@@ -91,6 +92,7 @@ type group struct {
 	silent    bool // its processes are not to be read
 	alone     bool // the cgroups below its own are not its
 	scattered bool // some processes of a cgroup, not all of it
+	guess     bool // it is a container's only if a given one is found to be it
 	hierarchy hierarchy
 	root      string // "" when no cgroup was found
 	pids      []int
@@ -126,6 +128,7 @@ func (s *sweep) parallel(n int, work func(r *reader, i int)) error {
 // locate finds the cgroups that the containers' specs name.
 func (s *sweep) locate() {
 	best := len(s.tree.hierarchies)
+	taken := make(map[string]string) // cgroup directory: container
 	for _, g := range s.groups {
 		for at, h := range s.tree.hierarchies {
 			for _, p := range specPaths(g.container.CgroupPath) {
@@ -134,6 +137,16 @@ func (s *sweep) locate() {
 					best = min(best, at)
 				}
 			}
+		}
+		if g.root == "" {
+			continue
+		}
+		dir := g.hierarchy.at(g.root)
+		if first, ok := taken[dir]; ok {
+			g.problems = append(g.problems, fmt.Sprintf("its spec names the cgroup %s, and so does that of container %s", printable(g.root), printable(first)))
+			g.root = ""
+		} else {
+			taken[dir] = g.container.ID
 		}
 	}
 	if best < len(s.tree.hierarchies) {
@@ -147,7 +160,7 @@ func (s *sweep) locate() {
 func (s *sweep) livelyHierarchy() hierarchy {
 	for _, h := range s.tree.hierarchies {
 		found := false
-		s.readers[0].walk(s.tree, h, "/", maxDirectories, func(dir string) bool {
+		_, _ = s.readers[0].walk(s.tree, h, "/", maxDirectories, func(dir string) bool {
 			_, ok := containerName(path.Base(dir))
 			found = found || ok || kubernetes(path.Base(dir)) || s.named(dir) != nil
 			return !found
@@ -179,6 +192,7 @@ func (s *sweep) explore() {
 		g.container.ID, container = containerName(base)
 		switch {
 		case container, s.named(dir) != nil:
+			g.guess = !container
 			s.groups = append(s.groups, g)
 			return false
 		case amongPods(dir) && !conmon(base):
@@ -228,46 +242,45 @@ func (s *sweep) gather() error {
 			return
 		}
 		g := s.groups[i-1]
-		g.pids, g.decoys = s.list(r, g, true)
+		g.pids, g.decoys, g.problems = s.list(r, g)
 	})
 	return cmp.Or(err, failed)
 }
 
-// list returns the pids in a group's cgroups in their order, and the cgroups
-// below that are named like given containers whose cgroup is not known.
-func (s *sweep) list(r *reader, g *group, complain bool) (pids []int, decoys []string) {
+// list returns the pids in a group's cgroups in their order, the cgroups below
+// that are named like given containers whose cgroup is not known, and why there
+// may be more.
+func (s *sweep) list(r *reader, g *group) (pids []int, decoys, problems []string) {
 	if g.root == "" {
-		return nil, nil
+		return nil, nil, g.problems
 	}
 	zeros := 0
-	problem := func(format string, values ...any) {
-		if complain {
-			g.problems = append(g.problems, fmt.Sprintf(format, values...))
-		}
-	}
 	cut, err := r.walk(s.tree, g.hierarchy, g.root, maxInContainer, func(dir string) bool {
-		var n int
-		var err error
-		if pids, n, err = r.members(s.tree, g.hierarchy, dir, pids); err != nil {
-			problem("%v", err)
-		}
-		zeros += n
 		if dir != g.root && s.named(dir) != nil {
 			decoys = append(decoys, dir)
 		}
+		if s.look.foreign {
+			return !g.alone // what it lists are other numbers
+		}
+		var n int
+		var err error
+		if pids, n, err = r.members(s.tree, g.hierarchy, dir, pids); err != nil && len(problems) == 0 {
+			problems = append(problems, err.Error())
+		}
+		zeros += n
 		return !g.alone
 	})
 	if cut {
-		problem("its cgroup holds more than %d others or is deeper than %d levels", maxInContainer, maxDepth)
+		problems = append(problems, fmt.Sprintf("its cgroup holds more than %d others or is deeper than %d levels", maxInContainer, maxDepth))
 	}
 	if err != nil {
-		problem("%v", err)
+		problems = append(problems, err.Error())
 	}
 	if zeros > 0 {
-		problem("%d of its processes have no number in this pid namespace; run in the node's (hostPID: true)", zeros)
+		problems = append(problems, fmt.Sprintf("%d of its processes have no number in this pid namespace; run in the node's (hostPID: true)", zeros))
 	}
 	slices.Sort(pids)
-	return slices.Compact(pids), decoys
+	return slices.Compact(pids), decoys, problems
 }
 
 // adopt finds the cgroups of containers that are not where their spec says, and
@@ -275,7 +288,7 @@ func (s *sweep) list(r *reader, g *group, complain bool) (pids []int, decoys []s
 func (s *sweep) adopt() error {
 	r := s.readers[0]
 	for _, g := range slices.Clone(s.groups) { // groups leave the list on the way
-		if !g.given || g.root != "" {
+		if !g.given || g.root != "" || len(g.problems) > 0 {
 			continue
 		}
 		found := s.candidate(g)
@@ -289,6 +302,7 @@ func (s *sweep) adopt() error {
 		g.hierarchy, g.root, g.pids, g.problems = found.hierarchy, found.root, found.pids, found.problems
 		s.groups = slices.DeleteFunc(s.groups, func(other *group) bool { return other == found })
 	}
+	s.groups = slices.DeleteFunc(s.groups, func(g *group) bool { return g.guess })
 	s.claims = make(map[int]*group)
 	for _, g := range s.groups {
 		for _, pid := range g.pids {
@@ -313,7 +327,7 @@ func (s *sweep) candidate(g *group) *group {
 		for _, dir := range other.decoys {
 			if nameCarries(path.Base(dir), g.container.ID) {
 				inner := &group{hierarchy: other.hierarchy, root: dir}
-				if inner.pids, _ = s.list(s.readers[0], inner, true); slices.Contains(inner.pids, g.container.InitPID) {
+				if inner.pids, _, inner.problems = s.list(s.readers[0], inner); slices.Contains(inner.pids, g.container.InitPID) {
 					return inner
 				}
 			}
@@ -327,7 +341,7 @@ func (s *sweep) candidate(g *group) *group {
 			return c
 		}
 	}
-	if len(candidates) > 0 {
+	if len(candidates) > 0 && !candidates[0].guess {
 		return candidates[0]
 	}
 	return nil
@@ -340,10 +354,7 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 	if err != nil || status.ended() || status.Depth < 2 {
 		return nil
 	}
-	root, ok := s.cgroupOf(r, g.container.InitPID)
-	if !ok {
-		return nil
-	}
+	root := s.cgroupOf(r, g.container.InitPID)
 	// systemd in a container moves itself to init.scope, crun to container.
 	if base := path.Base(root); base == "init.scope" || base == "container" {
 		root = path.Dir(root)
@@ -357,17 +368,20 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 		}
 	}
 	found := &group{hierarchy: s.main, root: root}
-	found.pids, _ = s.list(r, found, true)
+	found.pids, _, found.problems = s.list(r, found)
 	return found
 }
 
-// cgroupOf returns the cgroup that /proc/PID/cgroup tells for the main hierarchy.
-func (s *sweep) cgroupOf(r *reader, pid int) (cgroup string, ok bool) {
+// cgroupOf returns the cgroup that /proc/PID/cgroup tells for the main hierarchy,
+// the root if it tells none.
+func (s *sweep) cgroupOf(r *reader, pid int) string {
 	text, err := r.file(r.proc, r.of(pid, "cgroup"))
-	if err != nil {
-		return "", false
+	if err == nil {
+		if cgroup, ok := parseCgroup(text, s.main.controller); ok {
+			return cgroup
+		}
 	}
-	return parseCgroup(text, s.main.controller)
+	return "/"
 }
 
 // owner decides between two groups that list the same pid. Where one's cgroup
@@ -375,14 +389,14 @@ func (s *sweep) cgroupOf(r *reader, pid int) (cgroup string, ok bool) {
 // threads in both as v1 allows, and its leader's cgroup decides.
 func (s *sweep) owner(r *reader, pid int, a, b *group) *group {
 	switch {
-	case a == nil || a.root == b.root && b.given:
+	case a == nil:
 		return b
 	case below(b.root, a.root):
 		return b
 	case below(a.root, b.root):
 		return a
 	}
-	if cgroup, ok := s.cgroupOf(r, pid); ok && below(cgroup, b.root) {
+	if below(s.cgroupOf(r, pid), b.root) {
 		return b
 	}
 	return a
@@ -392,12 +406,14 @@ func (s *sweep) owner(r *reader, pid int, a, b *group) *group {
 // that live in namespaces of their own, as only containers and sandboxes do.
 func (s *sweep) read() error {
 	var pids []int
+	var ends []int // in pids, of each group's
 	for _, g := range s.groups {
 		for _, pid := range g.pids {
 			if s.claims[pid] == g && !g.silent {
 				pids = append(pids, pid)
 			}
 		}
+		ends = append(ends, len(pids))
 	}
 	members := len(pids)
 	for _, pid := range s.all {
@@ -405,55 +421,68 @@ func (s *sweep) read() error {
 			pids = append(pids, pid)
 		}
 	}
-	type outcome struct {
-		process     drift.Process
+	type reading struct {
 		born        birth
 		err         error
-		why, cgroup string // of those that are no group's
+		stray       bool // in no group yet
+		why, cgroup string
 	}
-	outcomes := make([]outcome, len(pids))
+	readings, processes := make([]reading, len(pids)), make([]drift.Process, len(pids))
 	err := s.parallel(len(pids), func(r *reader, i int) {
-		o := &outcomes[i]
+		o := &readings[i]
 		if i >= members {
-			if o.why, o.err = r.apart(&s.look, pids[i]); o.why == "" || o.err != nil {
+			o.why, o.err = r.apart(&s.look, pids[i])
+			if o.err != nil || o.why == "" && !s.look.foreign {
 				return
 			}
-			var ok bool
-			if o.cgroup, ok = s.cgroupOf(r, pids[i]); !ok {
-				o.cgroup = "/"
+			o.cgroup = s.cgroupOf(r, pids[i])
+			if _, _, container := outermostContainer(o.cgroup); o.why == "" && !container && s.lister(o.cgroup) == nil {
+				return
 			}
+			o.stray = true
 		}
-		o.process, o.born, o.err = r.process(&s.look, pids[i])
+		processes[i], o.born, o.err = r.process(&s.look, pids[i])
+		if o.stray && o.cgroup != s.cgroupOf(r, pids[i]) {
+			o.err = ErrVanished // or moved, and which process was where is not known
+		}
 	})
 	if err != nil {
 		return err
 	}
-	unknown := 0
 	s.births = make(map[int]birth, members)
-	for i, pid := range pids {
-		g, o := s.claims[pid], &outcomes[i]
-		switch {
-		case g == nil && o.why == "" && o.err != nil && !errors.Is(o.err, ErrVanished):
-			unknown++
-			continue
-		case g == nil && o.why == "":
-			continue
-		case g == nil:
-			g = s.home(o.why, o.cgroup)
+	start := 0
+	for at, g := range s.groups {
+		// What was read of a group closes ranks where it lies.
+		g.processes = processes[start:start:ends[at]]
+		for ; start < ends[at]; start++ {
+			s.take(g, pids[start], processes[start], readings[start].born, readings[start].err)
 		}
-		switch {
-		case g.silent:
-		case o.err == nil:
-			g.processes = append(g.processes, o.process)
-			s.births[pid] = o.born
-		case !errors.Is(o.err, errSkip):
-			g.failures = append(g.failures, failure{pid, o.err})
+	}
+	unknown := 0
+	for i := members; i < len(pids); i++ {
+		switch o := readings[i]; {
+		case o.stray:
+			s.take(s.home(o.why, o.cgroup), pids[i], processes[i], o.born, o.err)
+		case o.err != nil && !errors.Is(o.err, ErrVanished):
+			unknown++
 		}
 	}
 	if unknown > 0 {
 		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
 	}
 	return nil
+}
+
+// take puts what was read of a process into its group.
+func (s *sweep) take(g *group, pid int, p drift.Process, born birth, err error) {
+	switch {
+	case g.silent, errors.Is(err, errSkip):
+	case err != nil:
+		g.failures = append(g.failures, failure{pid, err})
+	default:
+		g.processes = append(g.processes, p)
+		s.births[pid] = born
+	}
 }
 
 // apart says which namespace of its own a process lives in, "" if it is one of
@@ -481,18 +510,23 @@ func (r *reader) apart(l *look, pid int) (why string, err error) {
 	return "", nil
 }
 
-// home returns the group that a stray belongs to by its cgroup: one that it was
-// born or moved into after its pids were listed, else a new one.
-func (s *sweep) home(why, cgroup string) *group {
-	var inner *group
+// lister returns the innermost group whose cgroups include the given one, nil if
+// there is none.
+func (s *sweep) lister(cgroup string) (inner *group) {
 	for _, g := range s.groups {
 		whole := !g.alone && !g.scattered && below(cgroup, g.root)
 		if g.root != "" && (whole || cgroup == g.root) && (inner == nil || len(g.root) > len(inner.root)) {
 			inner = g
 		}
 	}
-	if inner != nil {
-		return inner
+	return inner
+}
+
+// home returns the group that a stray belongs to by its cgroup: one that it was
+// born or moved into after its pids were listed, else a new one.
+func (s *sweep) home(why, cgroup string) *group {
+	if g := s.lister(cgroup); g != nil {
+		return g
 	}
 	g := &group{hierarchy: s.main, root: cgroup, alone: true, scattered: true}
 	if dir, id, ok := outermostContainer(cgroup); ok {
@@ -509,10 +543,16 @@ func (s *sweep) home(why, cgroup string) *group {
 func (s *sweep) verify() error {
 	return s.parallel(len(s.groups), func(r *reader, i int) {
 		g := s.groups[i]
-		if g.scattered || g.silent || len(g.processes)+len(g.failures) == 0 {
+		if s.look.foreign || g.scattered || g.silent || len(g.processes)+len(g.failures) == 0 {
 			return
 		}
-		listed, _ := s.list(r, g, false)
+		listed, _, problems := s.list(r, g)
+		if len(problems) > 0 {
+			if len(g.problems) == 0 {
+				g.problems = problems
+			}
+			return // who is missing in half a list may be in the other half
+		}
 		still := func(pid int) bool { _, ok := slices.BinarySearch(listed, pid); return ok }
 		before := len(g.processes) + len(g.failures)
 		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return !still(p.PID) })
@@ -658,8 +698,7 @@ func (s *sweep) lostInit(g *group) string {
 	if err != nil || status.ended() || status.kernel() {
 		return ""
 	}
-	where, _ := s.cgroupOf(r, pid)
-	return fmt.Sprintf("its first process %d is not in its cgroup %s but in %s", pid, printable(g.root), printable(where))
+	return fmt.Sprintf("its first process %d is not in its cgroup %s but in %s", pid, printable(g.root), printable(s.cgroupOf(r, pid)))
 }
 
 // printable quotes a path that a container named and a terminal should not see.

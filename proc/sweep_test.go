@@ -223,6 +223,18 @@ func TestMembership(t *testing.T) {
 			"v2", map[string][]int{"x/" + idA: {10}},
 			[]drift.Container{at(A, "/x/"+idA), {ID: idB, CgroupPath: "/x/" + idB}}, []string{"A observed 10", "B unreadable"},
 		},
+		"two of one cgroup": {
+			"v2", map[string][]int{"x/" + idA: {10, 20}},
+			[]drift.Container{at(A, "/x/"+idA), at(B, "/x/"+idA)}, []string{"A observed 10 20", "B unreadable"},
+		},
+		"a short name is its whole name": {
+			"v2", map[string][]int{"user.slice/session-1.scope": {10}, "default/1": {20, 21}},
+			[]drift.Container{{ID: "1", InitPID: 20}}, []string{"1 observed 20 21", "/user.slice/session-1.scope observed 10"},
+		},
+		"a short name alone proves nothing": {
+			"v2", map[string][]int{"user.slice/1": {10}},
+			[]drift.Container{{ID: "1"}}, []string{"1 unreadable", "/user.slice/1 observed 10"},
+		},
 		"its spec names the root": {
 			"v2", nil, []drift.Container{{ID: idB, CgroupPath: "/"}}, []string{"B unreadable"},
 		},
@@ -371,7 +383,7 @@ func TestHostileNames(t *testing.T) {
 	if got := sweep.Containers[0].Processes[0]; !got.Caps.Effective.Empty() || got.Name != "CapEff:\\tff\nCapEff:\tffffffffffffffff" || got.StartTime == 0 {
 		t.Errorf("%+v", got)
 	}
-	if len(sweep.Containers) != 2 || strings.ContainsAny(sweep.Containers[1].ID+sweep.Containers[1].Origin, "\x1b\xff") {
+	if len(sweep.Containers) != 2 || strings.ContainsFunc(sweep.Containers[1].ID+sweep.Containers[1].Origin, func(c rune) bool { return c < ' ' || c > '~' }) {
 		t.Errorf("%q", tell(sweep))
 	}
 }
@@ -549,9 +561,7 @@ func TestNodeSaysWhatItCannotSee(t *testing.T) {
 			p.write("proc/self/mountinfo", "22 27 0:21 / "+p.root+"/proc rw - proc proc rw,hidepid=4\n")
 		}, "hidepid=ptraceable; run with CAP_SYS_PTRACE"},
 		"pid 1 hidden otherwise": {func(p picture) { _ = os.RemoveAll(filepath.Join(p.root, "proc/1")) }, "pid 1 is not visible"},
-		"a pid namespace of its own": {func(p picture) {
-			p.write("proc/self/status", string(p.capture("default", "status")))
-		}, "hostPID"},
+		"no map of pid 1":        {func(p picture) { _ = os.Remove(filepath.Join(p.root, "proc/1/uid_map")) }, "may not be read"},
 	} {
 		p := draw(t, "v2")
 		row.change(p)
@@ -587,6 +597,30 @@ func TestPIDsOfAnotherNamespaceAreSaid(t *testing.T) {
 	sweep := p.sweep(proc.Options{}, drift.Container{ID: idA, CgroupPath: "/x/" + idA})
 	if got := sweep.Containers[0]; told(got) != "A partial 10" || !strings.Contains(got.Reason, "2 of its processes have no number") {
 		t.Errorf("%s: %s", told(got), got.Reason)
+	}
+}
+
+// TestForeignPIDs is a pod that mounts the node's trees but has a pid namespace
+// of its own: what it reads as pid 10 in cgroup.procs is not the node's pid 10.
+func TestForeignPIDs(t *testing.T) {
+	p := draw(t, "v2")
+	p.write("proc/self/status", string(p.capture("default", "status")))
+	p.cgroup("x/"+idA, 0, 0, 20)
+	p.cgroup("x/"+idB, 1)
+	p.cgroup("docker/"+idC, 0)
+	for pid, cgroup := range map[int]string{10: "/../../x/" + idA, 11: "/../../x/" + idA + "/inner", 20: "/../../x/" + idB, 30: "/../../docker/" + idC, 40: "/../../system.slice"} {
+		p.process(pid, "default", cgroup)
+		if pid == 11 || pid == 30 || pid == 40 { // in the node's own namespaces
+			p.edit(fmt.Sprintf("proc/%d/status", pid), fmt.Sprintf("NSpid:\t%d\t1\n", pid), fmt.Sprintf("NSpid:\t%d\n", pid))
+		}
+	}
+	sweep := p.sweep(proc.Options{}, drift.Container{ID: idA, InitPID: 10}, drift.Container{ID: idB, CgroupPath: "/x/" + idB, InitPID: 20})
+	if got := tell(sweep); !slices.Equal(got, []string{"A observed 10 11", "B observed 20", "C observed 30"}) {
+		t.Errorf("%q", got)
+	}
+	_, limits, err := proc.New(p.root, proc.Options{}).Node()
+	if err != nil || !slices.ContainsFunc(limits, func(l drift.Limit) bool { return strings.Contains(l.Why, "hostPID") }) {
+		t.Errorf("%+v, %v", limits, err)
 	}
 }
 
