@@ -359,8 +359,8 @@ func (c *Container) label() string {
 	name := c.Name
 	if name == "" {
 		name = c.ID
-		if len(name) > 12 {
-			name = name[:12]
+		if len(name) == 64 {
+			name = name[:12] // as people and their tools write an id
 		}
 	}
 	name = clip(name)

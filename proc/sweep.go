@@ -403,7 +403,7 @@ func (s *sweep) owner(r *reader, pid int, a, b *group) *group {
 }
 
 // read reads the processes of all groups, and looks among all others for those
-// that live in namespaces of their own, as only containers and sandboxes do.
+// that live in pid namespaces of their own, as only containers and sandboxes do.
 func (s *sweep) read() error {
 	var pids []int
 	var ends []int // in pids, of each group's
@@ -422,21 +422,21 @@ func (s *sweep) read() error {
 		}
 	}
 	type reading struct {
-		born        birth
-		err         error
-		stray       bool // in no group yet
-		why, cgroup string
+		born         birth
+		err          error
+		apart, stray bool // in a pid namespace below; in no group yet
+		cgroup       string
 	}
 	readings, processes := make([]reading, len(pids)), make([]drift.Process, len(pids))
 	err := s.parallel(len(pids), func(r *reader, i int) {
 		o := &readings[i]
 		if i >= members {
-			o.why, o.err = r.apart(&s.look, pids[i])
-			if o.err != nil || o.why == "" && !s.look.foreign {
+			o.apart, o.err = r.apart(pids[i])
+			if o.err != nil || !o.apart && !s.look.foreign {
 				return
 			}
 			o.cgroup = s.cgroupOf(r, pids[i])
-			if _, _, container := outermostContainer(o.cgroup); o.why == "" && !container && s.lister(o.cgroup) == nil {
+			if _, _, container := outermostContainer(o.cgroup); !o.apart && !container && s.lister(o.cgroup) == nil {
 				return
 			}
 			o.stray = true
@@ -462,7 +462,7 @@ func (s *sweep) read() error {
 	for i := members; i < len(pids); i++ {
 		switch o := readings[i]; {
 		case o.stray:
-			s.take(s.home(o.why, o.cgroup), pids[i], processes[i], o.born, o.err)
+			s.take(s.home(o.cgroup), pids[i], processes[i], o.born, o.err)
 		case o.err != nil && !errors.Is(o.err, ErrVanished):
 			unknown++
 		}
@@ -485,29 +485,20 @@ func (s *sweep) take(g *group, pid int, p drift.Process, born birth, err error) 
 	}
 }
 
-// apart says which namespace of its own a process lives in, "" if it is one of
-// the node's.
-func (r *reader) apart(l *look, pid int) (why string, err error) {
+// apart tells whether a process lives in a pid namespace below the node's, as
+// containers do. A user namespace alone makes none: systemd's services
+// (PrivateUsers=) and sandboxes of all kinds have one.
+func (r *reader) apart(pid int) (bool, error) {
 	status, err := r.openStatus(pid)
 	if err != nil {
-		return "", err
+		return false, err
 	}
 	defer unix.Close(status)
-	u, err := r.userNamespace(l, pid)
-	if err != nil {
-		return "", err
-	}
 	s, err := r.status(status, pid)
-	switch {
-	case err != nil || s.kernel() || s.ended() && s.Threads <= 1:
-		return "", err
-	case s.Depth > 1:
-		return "pid namespace of its own", nil
-	case u.UIDMap != nil && l.node.UIDMap != nil && !slices.Equal(u.UIDMap, l.node.UIDMap),
-		u.Inode != 0 && l.node.Inode != 0 && u.Inode != l.node.Inode:
-		return "user namespace of its own", nil
+	if err != nil || s.kernel() || s.ended() && s.Threads <= 1 {
+		return false, err
 	}
-	return "", nil
+	return s.Depth > 1, nil
 }
 
 // lister returns the innermost group whose cgroups include the given one, nil if
@@ -524,7 +515,7 @@ func (s *sweep) lister(cgroup string) (inner *group) {
 
 // home returns the group that a stray belongs to by its cgroup: one that it was
 // born or moved into after its pids were listed, else a new one.
-func (s *sweep) home(why, cgroup string) *group {
+func (s *sweep) home(cgroup string) *group {
 	if g := s.lister(cgroup); g != nil {
 		return g
 	}
@@ -533,7 +524,7 @@ func (s *sweep) home(why, cgroup string) *group {
 		g.root, g.alone, g.scattered, g.container.ID = dir, false, false, id
 		g.container.Origin = "cgroup " + printable(dir)
 	} else {
-		g.container.Origin = why + ", cgroup " + printable(cgroup)
+		g.container.Origin = "pid namespace of its own, cgroup " + printable(cgroup)
 	}
 	s.groups = append(s.groups, g)
 	return g
