@@ -1,0 +1,106 @@
+//go:build linux
+
+// Command actor is the workload of the end-to-end tests: a static program that
+// brings itself into one state the kernel allows and stays there.
+//
+// Its arguments are steps, carried out in order:
+//
+//	actor name=worker caps=0000000000000400 ready sleep
+//
+// # Steps that change this process
+//
+//	name=TEXT       rename itself; Go escapes such as \n and \xff are decoded
+//	caps=HEX        permitted and effective set of every thread
+//	inh=HEX         inheritable set of every thread
+//	bound=HEX       drop every other capability from the bounding set
+//	uid=N           real, effective and saved uid of every thread
+//	nnp             set no_new_privs
+//	worker=HEX      one thread keeps HEX; all others become uid 1000 and lose everything
+//	exec=PATH       execve PATH with the remaining steps
+//
+// # Steps that hand the remaining steps to a child and wait for it
+//
+//	userns=KIND     a child in a new user namespace: root (mapped to 0), unmapped, identity
+//	ns=PID[:LIST]   a child in the namespaces of PID (default ipc,uts,net,pid,mnt);
+//	                prints "pid N", the child's pid as the caller's namespace sees it
+//
+// # Steps that make processes
+//
+//	spawn=N         N children that sleep
+//	churn=N[:EVERY] N loops that start and reap short-lived children, one per EVERY
+//	                (a duration; without it as fast as possible), while the steps go on
+//	serve           obey standard input: "spawn" prints the new child's pid, "kill"
+//	                ends it and prints "gone"
+//
+// # Steps that end the chain
+//
+//	ready           print the line "ready"
+//	sleep           wait for SIGTERM
+//	exit            leave at once
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+// The main goroutine stays on the thread group leader, whose credentials are
+// what /proc/PID/status shows.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == "exit" {
+		return // the churn's children: no signal handling, no threads beyond need
+	}
+	// As pid 1 of a pid namespace only handled signals are delivered.
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-term
+		terminate()
+	}()
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "actor:", err)
+		os.Exit(1)
+	}
+}
+
+// A step gets the text after "=" and the steps that follow it.
+type step func(value string, rest []string) error
+
+var steps = map[string]step{
+	"name":   setName,
+	"caps":   setCaps,
+	"inh":    setInheritable,
+	"bound":  limitBounding,
+	"uid":    setUID,
+	"nnp":    setNoNewPrivs,
+	"worker": keepInWorker,
+	"exec":   execSelf,
+	"userns": inUserNamespace,
+	"ns":     inNamespacesOf,
+	"spawn":  spawn,
+	"churn":  churn,
+	"serve":  serve,
+	"ready":  func(string, []string) error { _, err := fmt.Println("ready"); return err },
+	"sleep":  func(string, []string) error { select {} },
+	"exit":   func(string, []string) error { os.Exit(0); return nil },
+}
+
+func run(args []string) error {
+	for i, arg := range args {
+		name, value, _ := strings.Cut(arg, "=")
+		do, ok := steps[name]
+		if !ok {
+			return fmt.Errorf("unknown step %q", arg)
+		}
+		if err := do(value, args[i+1:]); err != nil {
+			return fmt.Errorf("%s: %w", arg, err)
+		}
+	}
+	return nil
+}

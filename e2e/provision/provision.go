@@ -1,0 +1,214 @@
+// Package provision builds the programs of a real node from the Go module proxy:
+// containerd, its shim, runc, and from this repository capdrift and the actor.
+//
+// All are static, so that they serve on the machine itself, inside a container
+// and inside a virtual machine alike, and stripped, because runc copies itself and the virtual
+// machine loads all of them at each start. What has a version is built once and
+// kept in a cache folder under that version; what comes from this repository is built anew each
+// time, which Go's build cache makes quick.
+package provision
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Versions of what makes a node.
+const (
+	ContainerdVersion = "2.4.2"
+	RuncVersion       = "1.5.2"
+)
+
+// Config says where the sources are and where built programs go.
+type Config struct {
+	Repo     string    // the root folder of the capdrift repository
+	Cache    string    // a folder of ours alone, by convention Repo/.cache/e2e
+	Progress io.Writer // one line before each step that takes time
+}
+
+// FromEnv returns the folder with the programs: the one that CAPDRIFT_E2E_PROGRAMS names,
+// which needs neither Go nor the sources; else it builds them from the
+// repository around the working directory.
+func FromEnv(ctx context.Context, progress io.Writer) (string, error) {
+	if dir := os.Getenv("CAPDRIFT_E2E_PROGRAMS"); dir != "" {
+		return dir, nil
+	}
+	repo, err := Repo()
+	if err != nil {
+		return "", err
+	}
+	return Build(ctx, Config{Repo: repo, Cache: filepath.Join(repo, ".cache", "e2e"), Progress: progress})
+}
+
+// Repo finds the root folder of the repository that the working directory is in.
+func Repo() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "e2e", "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("not inside the capdrift repository; run from there, or set CAPDRIFT_E2E_PROGRAMS to a folder with the built programs")
+		}
+		dir = parent
+	}
+}
+
+// A module is something that `go install` builds from the module proxy.
+type module struct {
+	name, version, takes string
+	packages             []string
+	env, flags           []string
+}
+
+var modules = []module{
+	{
+		name: "containerd", version: ContainerdVersion, takes: "one to two minutes",
+		packages: []string{
+			"github.com/containerd/containerd/v2/cmd/containerd",
+			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+		},
+		env:   []string{"CGO_ENABLED=0"},
+		flags: []string{"-ldflags=-s -w"},
+	},
+	{
+		// runc enters namespaces in C. Without the tag "seccomp" it needs no libseccomp.
+		name: "runc", version: RuncVersion, takes: "about 20 seconds",
+		packages: []string{"github.com/opencontainers/runc"},
+		env:      []string{"CGO_ENABLED=1"},
+		flags: []string{
+			"-tags=osusergo netgo static_build",
+			"-ldflags=-s -w -linkmode external -extldflags -static",
+		},
+	},
+}
+
+// Build returns a folder that holds containerd, containerd-shim-runc-v2, runc, capdrift and
+// actor. Several processes may call it at once: the second waits for the first.
+func Build(ctx context.Context, c Config) (string, error) {
+	programs := filepath.Join(c.Cache, "programs")
+	if err := os.MkdirAll(programs, 0o755); err != nil {
+		return "", err
+	}
+	unlock, err := lock(filepath.Join(c.Cache, ".lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+
+	for _, m := range modules {
+		if err := c.install(ctx, m, programs); err != nil {
+			return "", err
+		}
+	}
+	c.say("building actor and capdrift …")
+	for _, p := range []struct{ dir, pkg string }{
+		{filepath.Join(c.Repo, "e2e"), "./actor"},
+		{c.Repo, "./cmd/capdrift"},
+	} {
+		if err := c.build(ctx, p.dir, p.pkg, programs); err != nil {
+			return "", err
+		}
+	}
+	return programs, nil
+}
+
+func (c Config) say(format string, args ...any) {
+	if c.Progress != nil {
+		fmt.Fprintf(c.Progress, format+"\n", args...)
+	}
+}
+
+// install builds a module's programs unless the cache has this version, and links them
+// into the programs folder.
+func (c Config) install(ctx context.Context, m module, programs string) error {
+	recipe := sha256.Sum256(fmt.Append(nil, m))
+	cached := filepath.Join(c.Cache, fmt.Sprintf("%s-%s-%s-%x", m.name, m.version, runtime.GOARCH, recipe[:4]))
+	if _, err := os.Stat(cached); errors.Is(err, fs.ErrNotExist) {
+		c.say("building %s %s (%s, once) …", m.name, m.version, m.takes)
+		tmp, err := os.MkdirTemp(c.Cache, ".install-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(tmp)
+		args := append([]string{"install"}, m.flags...)
+		for _, p := range m.packages {
+			args = append(args, p+"@v"+m.version)
+		}
+		if err := run(ctx, tmp, append(m.env, "GOBIN="+tmp), args...); err != nil {
+			return fmt.Errorf("build %s %s: %w", m.name, m.version, err)
+		}
+		if err := os.Rename(tmp, cached); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(cached)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		target := filepath.Join(programs, e.Name())
+		if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Link(filepath.Join(cached, e.Name()), target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// build compiles one of our own commands. It replaces rather than overwrites:
+// the old file may be running.
+func (c Config) build(ctx context.Context, dir, pkg, programs string) error {
+	tmp, err := os.MkdirTemp(c.Cache, ".build-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	name := filepath.Base(pkg)
+	built := filepath.Join(tmp, name)
+	if err := run(ctx, dir, []string{"CGO_ENABLED=0"}, "build", "-ldflags=-s -w", "-o", built, pkg); err != nil {
+		return fmt.Errorf("build %s: %w", name, err)
+	}
+	return os.Rename(built, filepath.Join(programs, name))
+}
+
+func run(ctx context.Context, dir string, env []string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(append(os.Environ(), "GOWORK=off"), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func lock(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f.Close, nil
+}
