@@ -55,16 +55,16 @@ func terminate() {
 func inUserNamespace(kind string, rest []string) error {
 	cmd := self(rest...)
 	cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWUSER
-	ids := func(inside, outside, size int) []syscall.SysProcIDMap {
-		return []syscall.SysProcIDMap{{ContainerID: inside, HostID: outside, Size: size}}
+	ids := func(outside, size int) []syscall.SysProcIDMap {
+		return []syscall.SysProcIDMap{{ContainerID: 0, HostID: outside, Size: size}}
 	}
 	switch kind {
 	case "root":
-		cmd.SysProcAttr.UidMappings = ids(0, os.Getuid(), 1)
-		cmd.SysProcAttr.GidMappings = ids(0, os.Getgid(), 1)
+		cmd.SysProcAttr.UidMappings = ids(os.Getuid(), 1)
+		cmd.SysProcAttr.GidMappings = ids(os.Getgid(), 1)
 	case "identity": // its uid_map looks like the initial namespace's
-		cmd.SysProcAttr.UidMappings = ids(0, 0, 1<<32-1)
-		cmd.SysProcAttr.GidMappings = ids(0, 0, 1<<32-1)
+		cmd.SysProcAttr.UidMappings = ids(0, 1<<32-1)
+		cmd.SysProcAttr.GidMappings = ids(0, 1<<32-1)
 	case "unmapped":
 	default:
 		return fmt.Errorf("unknown kind of user namespace %q", kind)
@@ -147,12 +147,12 @@ func churn(value string, _ []string) error {
 	for range n {
 		go func() {
 			for {
-				started := time.Now()
+				next := time.After(every)
 				if err := self("exit").Run(); err != nil {
 					fmt.Fprintln(os.Stderr, "actor: churn:", err)
 					os.Exit(1)
 				}
-				time.Sleep(every - time.Since(started))
+				<-next
 			}
 		}()
 	}

@@ -106,11 +106,11 @@ func Run(ctx context.Context, cfg Config) (statuses []int, err error) {
 		}
 	}()
 	if cfg.Cache == "" || len(cfg.Commands) == 0 {
-		return nil, errors.New("Config needs a Cache and at least one of Commands")
+		return nil, errors.New("config: a Cache and at least one of Commands are needed")
 	}
 	for i, c := range cfg.Commands {
 		if len(c.Args) == 0 {
-			return nil, fmt.Errorf("Commands[%d] has no Args", i)
+			return nil, fmt.Errorf("command %d has no Args", i)
 		}
 	}
 	if cfg.Logf == nil {

@@ -17,7 +17,7 @@ import (
 // (depmod makes that at installation), so each module's own list is read.
 func modules(dir string, names []string) ([]string, error) {
 	files := map[string]string{}
-	err := filepath.WalkDir(filepath.Join(dir, "kernel"), func(p string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(dir, "kernel"), func(p string, _ fs.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(p, ".ko") {
 			files[moduleName(p)] = p
 		}

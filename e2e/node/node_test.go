@@ -95,7 +95,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if strings.Contains(string(mounts), name) {
 		t.Errorf("mounts are left:\n%s", mounts)
 	}
-	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, _ fs.DirEntry, err error) error {
 		if strings.Contains(path, name) {
 			t.Errorf("cgroup is left: %s", path)
 		}

@@ -109,7 +109,7 @@ func Build(ctx context.Context, c Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
+	defer func() { _ = unlock() }()
 
 	for _, m := range modules {
 		if err := c.install(ctx, m, programs); err != nil {

@@ -327,7 +327,7 @@ func openPort(name string) (*os.File, error) {
 
 // await polls for what the kernel makes in its own time.
 func await(what string, done func() (bool, error)) error {
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) { //nolint:forbidigo // the kernel does not tell
 		if ok, err := done(); ok || err != nil {
 			return err
 		}

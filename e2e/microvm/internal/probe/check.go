@@ -61,7 +61,7 @@ var checks = []struct {
 	{"user namespaces work", func() error {
 		out, err := inNamespaces(unix.CLONE_NEWUSER, "uid_map")
 		if err != nil || strings.Join(strings.Fields(out), " ") != "0 100000 65536" {
-			return fmt.Errorf("uid_map %q, error %v", out, err)
+			return errors.Join(fmt.Errorf("uid_map %q", out), err)
 		}
 		return nil
 	}},
@@ -75,7 +75,7 @@ var checks = []struct {
 			return err
 		}
 		proc := filepath.Join("/proc", strings.TrimSpace(out))
-		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) { //nolint:forbidigo // nobody tells when init has reaped
 			if _, err := os.Stat(proc); errors.Is(err, os.ErrNotExist) {
 				return nil
 			}
@@ -85,7 +85,7 @@ var checks = []struct {
 	{"the clock ticks finer than a microsecond", func() error {
 		var tick unix.Timespec
 		if err := unix.ClockGetres(unix.CLOCK_MONOTONIC, &tick); err != nil || tick.Nano() > 1000 {
-			return fmt.Errorf("resolution %d ns, error %v", tick.Nano(), err)
+			return errors.Join(fmt.Errorf("resolution %d ns", tick.Nano()), err)
 		}
 		return nil
 	}},
@@ -99,7 +99,7 @@ var checks = []struct {
 	{"a thousand descriptors are not the limit", func() error {
 		var l unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Max < 1<<19 {
-			return fmt.Errorf("limit %+v, error %v", l, err)
+			return errors.Join(fmt.Errorf("limit %+v", l), err)
 		}
 		return nil
 	}},
@@ -164,7 +164,7 @@ var parts = map[string]func() error{
 	},
 	"denied": func() error {
 		if _, err := os.ReadFile("/etc/passwd"); !errors.Is(err, syscall.EACCES) {
-			return fmt.Errorf("read of /etc/passwd under the profile: error %v, want EACCES", err)
+			return errors.Join(errors.New("reading /etc/passwd was not denied with EACCES under the profile"), err)
 		}
 		return equals("/proc/self/attr/current", "probe (enforce)")
 	},
@@ -226,7 +226,7 @@ func overlay() error {
 		fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)); err != nil {
 		return err
 	}
-	defer unix.Unmount(merged, 0)
+	defer func() { _ = unix.Unmount(merged, 0) }()
 	if err := equals(merged+"/a", "below"); err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func overlay() error {
 func idmapped(dir string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
-		return fmt.Errorf("%s: type %#x, error %v", dir, st.Type, err)
+		return errors.Join(fmt.Errorf("%s: type %#x", dir, st.Type), err)
 	}
 	// Any user namespace will do, so borrow that of a child.
 	cmd := exec.Command("/proc/self/exe", "hang")
@@ -245,8 +245,7 @@ func idmapped(dir string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
 	if err != nil {
 		return err

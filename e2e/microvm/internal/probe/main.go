@@ -56,7 +56,7 @@ func orphan([]string) error {
 func hang([]string) error {
 	fmt.Println("hanging")
 	for {
-		unix.Pause() // an empty select is a deadlock to Go's runtime
+		_ = unix.Pause() // an empty select is a deadlock to Go's runtime
 	}
 }
 
@@ -64,7 +64,7 @@ func hang([]string) error {
 func forge([]string) error {
 	ports, err := filepath.Glob("/dev/vport*")
 	if err != nil || len(ports) < 2 {
-		return fmt.Errorf("ports: %q, %v", ports, err)
+		return errors.Join(fmt.Errorf("ports: %q", ports), err)
 	}
 	for _, p := range ports {
 		if f, err := os.OpenFile(p, os.O_WRONLY, 0); err == nil {
