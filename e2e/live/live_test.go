@@ -248,9 +248,9 @@ func capdrift(args ...string) (stdout, stderr string, status int, err error) {
 }
 
 // scan is `capdrift scan -o json`, which must succeed.
-func scan(t *testing.T, args ...string) report {
+func scan(t *testing.T) report {
 	t.Helper()
-	args = append([]string{"scan", "-o", "json", "--cri-endpoint", onNode(t).Endpoint()}, args...)
+	args := []string{"scan", "-o", "json", "--cri-endpoint", onNode(t).Endpoint()}
 	stdout, stderr, status, err := capdrift(args...)
 	if err != nil {
 		t.Fatal(err)
