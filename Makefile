@@ -38,11 +38,11 @@ lint: $(GOLANGCI_LINT) ## gofmt, go vet and golangci-lint on both modules
 unit: ## the main module under the race detector; no containers
 	$(GO) test -race -parallel 8 ./...
 
-node: ## live tests on a real containerd on this machine (root)
-	cd e2e && $(E2E) -skip '^TestMicroVM$$' ./node ./live
+node: ## live tests on a real containerd on this machine, and the microVM's own (root)
+	cd e2e && $(E2E) -skip '^TestMicroVM$$' ./microvm ./node ./live
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
-	cd e2e && $(E2E) ./microvm && $(E2E) -run '^TestMicroVM$$' ./live
+	cd e2e && $(E2E) -run '^TestMicroVM$$' ./live
 
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@for package in $$($(GO) list ./...); do \
