@@ -79,7 +79,7 @@ func (o *outputOptions) colored(w io.Writer) bool {
 }
 
 func writeJSON(w io.Writer, report drift.Report) error {
-	encoder := json.NewEncoder(w)
+	encoder := json.NewEncoder(escapingWriter{w})
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(report)
 }
@@ -91,7 +91,7 @@ func writeJSONLines(w io.Writer, report drift.Report) error {
 		Schema string `json:"schema"`
 		Type   string `json:"type"`
 	}
-	encoder := json.NewEncoder(w)
+	encoder := json.NewEncoder(escapingWriter{w})
 	err := encoder.Encode(struct {
 		line
 		Node       drift.Node     `json:"node"`

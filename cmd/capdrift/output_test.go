@@ -14,6 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/capdrift/capdrift/cri/fake"
+	"github.com/capdrift/capdrift/drift"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -121,6 +122,24 @@ func TestPrintable(t *testing.T) {
 		if got := cell(text); got != want {
 			t.Errorf("cell(%q) = %q, want %q", text, got, want)
 		}
+	}
+}
+
+// TestJSONIsSafeToLookAt: the name means the same, and no terminal obeys it.
+func TestJSONIsSafeToLookAt(t *testing.T) {
+	const hostile = "c1 \u009b31m \u202egnp \U000e0041 ☃ \x1b[2J"
+	var out strings.Builder
+	if err := writeJSON(&out, drift.Report{Node: drift.Node{Name: hostile}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, raw := range []string{"\u009b", "\u202e", "\U000e0041", "\x1b"} {
+		if strings.Contains(out.String(), raw) {
+			t.Errorf("%q is in the JSON as it is", raw)
+		}
+	}
+	var back struct{ Node struct{ Name string } }
+	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Node.Name != hostile {
+		t.Errorf("the name comes back as %q, %v", back.Node.Name, err)
 	}
 }
 

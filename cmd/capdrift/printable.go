@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -39,6 +42,33 @@ func printable(text string) string {
 		i += size
 	}
 	return out.String()
+}
+
+// escapingWriter makes JSON safe to look at: what a terminal would not show as it
+// is, such as the control characters above 0x7f and bidirectional overrides, is
+// written \u009b. Outside of strings JSON is ASCII, so it means the same.
+// Each Write must hold whole characters, as a json.Encoder's do.
+type escapingWriter struct{ io.Writer }
+
+func (w escapingWriter) Write(text []byte) (int, error) {
+	unsafe := func(r rune) bool { return r >= utf8.RuneSelf && !unicode.IsPrint(r) }
+	if bytes.IndexFunc(text, unsafe) < 0 {
+		return w.Writer.Write(text)
+	}
+	safe := make([]byte, 0, len(text)+64)
+	for _, r := range string(text) {
+		if !unsafe(r) {
+			safe = utf8.AppendRune(safe, r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			safe = fmt.Appendf(safe, `\u%04x`, unit)
+		}
+	}
+	if _, err := w.Writer.Write(safe); err != nil {
+		return 0, err
+	}
+	return len(text), nil
 }
 
 // cell makes text safe to open in a spreadsheet besides: a leading =, +, -, @,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -129,7 +130,10 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	}
 
 	report, err := scanner.Scan(cmd.Context())
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w; if the node's /proc and /sys/fs/cgroup are mounted elsewhere, name their root with --host-root", err)
+	case err != nil:
 		return err
 	}
 	shown := o.filter(report)
