@@ -123,7 +123,7 @@ func decode(arg string, last capdecode.Cap) (decoded, error) {
 
 func writeDecoded(w io.Writer, answers []decoded, format string) error {
 	if format == "json" {
-		encoder := json.NewEncoder(escapingWriter{w})
+		encoder := json.NewEncoder(escapingWriter{w, false})
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(answers)
 	}

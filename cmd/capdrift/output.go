@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
@@ -79,7 +80,7 @@ func (o *outputOptions) colored(w io.Writer) bool {
 }
 
 func writeJSON(w io.Writer, report drift.Report) error {
-	encoder := json.NewEncoder(escapingWriter{w})
+	encoder := json.NewEncoder(escapingWriter{w, false})
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(report)
 }
@@ -91,7 +92,7 @@ func writeJSONLines(w io.Writer, report drift.Report) error {
 		Schema string `json:"schema"`
 		Type   string `json:"type"`
 	}
-	encoder := json.NewEncoder(escapingWriter{w})
+	encoder := json.NewEncoder(escapingWriter{w, false})
 	err := encoder.Encode(struct {
 		line
 		Node       drift.Node     `json:"node"`
@@ -115,12 +116,18 @@ func writeJSONLines(w io.Writer, report drift.Report) error {
 	return err
 }
 
+// writeYAML goes by way of the escaped JSON: YAML's reader refuses the control
+// characters that a process may have in its name.
 func writeYAML(w io.Writer, report drift.Report) error {
-	text, err := yaml.Marshal(report)
+	var text bytes.Buffer
+	if err := json.NewEncoder(escapingWriter{&text, true}).Encode(report); err != nil {
+		return err
+	}
+	converted, err := yaml.JSONToYAML(text.Bytes())
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(text)
+	_, err = w.Write(converted)
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	"sigs.k8s.io/yaml"
 
 	"github.com/capdrift/capdrift/cri/fake"
 	"github.com/capdrift/capdrift/drift"
@@ -125,21 +127,30 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// TestJSONIsSafeToLookAt: the name means the same, and no terminal obeys it.
-func TestJSONIsSafeToLookAt(t *testing.T) {
-	const hostile = "c1 \u009b31m \u202egnp \U000e0041 ☃ \x1b[2J"
-	var out strings.Builder
-	if err := writeJSON(&out, drift.Report{Node: drift.Node{Name: hostile}}); err != nil {
-		t.Fatal(err)
-	}
-	for _, raw := range []string{"\u009b", "\u202e", "\U000e0041", "\x1b"} {
-		if strings.Contains(out.String(), raw) {
-			t.Errorf("%q is in the JSON as it is", raw)
+// TestStructuredTextIsSafeToLookAt: the name means the same, and no terminal obeys it.
+func TestStructuredTextIsSafeToLookAt(t *testing.T) {
+	const hostile = "c1 \u009b31m \u0085 \u202egnp \U000e0041 ☃ \x1b[2J\r\a\x7f"
+	for name, format := range map[string]struct {
+		write func(io.Writer, drift.Report) error
+		read  func([]byte, any) error
+		raw   []string
+	}{
+		"JSON": {writeJSON, json.Unmarshal, []string{"\u009b", "\u0085", "\u202e", "\U000e0041", "\x1b", "\r", "\a", "\x7f"}},
+		"YAML": {writeYAML, func(text []byte, to any) error { return yaml.Unmarshal(text, to) }, []string{"\u009b", "\x1b", "\r", "\a", "\x7f"}},
+	} {
+		var out bytes.Buffer
+		if err := format.write(&out, drift.Report{Node: drift.Node{Name: hostile}}); err != nil {
+			t.Fatalf("%s: %v", name, err)
 		}
-	}
-	var back struct{ Node struct{ Name string } }
-	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Node.Name != hostile {
-		t.Errorf("the name comes back as %q, %v", back.Node.Name, err)
+		for _, raw := range format.raw {
+			if strings.Contains(out.String(), raw) {
+				t.Errorf("%q is in the %s as it is", raw, name)
+			}
+		}
+		var back struct{ Node struct{ Name string } }
+		if err := format.read(out.Bytes(), &back); err != nil || back.Node.Name != hostile {
+			t.Errorf("the name comes back from %s as %q, %v", name, back.Node.Name, err)
+		}
 	}
 }
 
@@ -186,4 +197,36 @@ func TestJSONLinesAreWhole(t *testing.T) {
 	if types["node"] != 1 || types["container"] != 20 || types["finding"] < 2 || len(types) != 3 {
 		t.Errorf("lines by type: %v", types)
 	}
+}
+
+// FuzzStructuredText holds JSON and YAML to the same: whatever a process calls
+// itself, both can be read again and say one name.
+func FuzzStructuredText(f *testing.F) {
+	for _, seed := range []string{"nginx", "\u0085", "\U000e0041", "\x7f", "\xff", "yes", "0x10", "- a: b", "\u2028", "<&>", "\ufeff"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		report := drift.Report{Containers: []drift.Container{{Processes: []drift.Process{{Name: name}}}}}
+		var back [2]struct {
+			Containers []struct{ Processes []struct{ Name string } }
+		}
+		var text bytes.Buffer
+		if err := writeJSON(&text, report); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(text.Bytes(), &back[0]); err != nil {
+			t.Fatal(err)
+		}
+		text.Reset()
+		if err := writeYAML(&text, report); err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(text.Bytes(), &back[1]); err != nil {
+			t.Fatal(err)
+		}
+		fromJSON, fromYAML := back[0].Containers[0].Processes[0].Name, back[1].Containers[0].Processes[0].Name
+		if want := string([]rune(name)); fromJSON != want || fromYAML != want {
+			t.Fatalf("%q came back as %q from JSON and %q from YAML", name, fromJSON, fromYAML)
+		}
+	})
 }

@@ -45,24 +45,30 @@ func printable(text string) string {
 }
 
 // escapingWriter makes JSON safe to look at: what a terminal would not show as it
-// is, such as the control characters above 0x7f and bidirectional overrides, is
+// is, such as DEL, the control characters above it and bidirectional overrides, is
 // written \u009b. Outside of strings JSON is ASCII, so it means the same.
 // Each Write must hold whole characters, as a json.Encoder's do.
-type escapingWriter struct{ io.Writer }
+type escapingWriter struct {
+	io.Writer
+	yaml bool // for YAML's reader, which knows \U000e0041 and no surrogate pairs
+}
 
 func (w escapingWriter) Write(text []byte) (int, error) {
-	unsafe := func(r rune) bool { return r >= utf8.RuneSelf && !unicode.IsPrint(r) }
+	unsafe := func(r rune) bool { return r >= 0x7f && !unicode.IsPrint(r) } // what is lower, JSON escapes
 	if bytes.IndexFunc(text, unsafe) < 0 {
 		return w.Writer.Write(text)
 	}
 	safe := make([]byte, 0, len(text)+64)
 	for _, r := range string(text) {
-		if !unsafe(r) {
+		switch {
+		case !unsafe(r):
 			safe = utf8.AppendRune(safe, r)
-			continue
-		}
-		for _, unit := range utf16.Encode([]rune{r}) {
-			safe = fmt.Appendf(safe, `\u%04x`, unit)
+		case w.yaml:
+			safe = fmt.Appendf(safe, `\U%08x`, r)
+		default:
+			for _, unit := range utf16.Encode([]rune{r}) {
+				safe = fmt.Appendf(safe, `\u%04x`, unit)
+			}
 		}
 	}
 	if _, err := w.Writer.Write(safe); err != nil {
