@@ -186,10 +186,3 @@ type Sets struct {
 	Bounding    Set `json:"bounding"`
 	Ambient     Set `json:"ambient"`
 }
-
-// Within tells whether each of the five sets is within the other's.
-func (s Sets) Within(other Sets) bool {
-	return s.Inheritable.Within(other.Inheritable) && s.Permitted.Within(other.Permitted) &&
-		s.Effective.Within(other.Effective) && s.Bounding.Within(other.Bounding) &&
-		s.Ambient.Within(other.Ambient)
-}
