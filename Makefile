@@ -1,5 +1,8 @@
 # Everything that this project can do, by name. `make help` is the index.
 
+SHELL       := /bin/bash
+.SHELLFLAGS := -eo pipefail -c
+
 CACHE  := $(CURDIR)/.cache
 TOOLS  := $(CACHE)/tools
 GO     := go
@@ -52,9 +55,10 @@ fuzz: ## every fuzz target for FUZZTIME (1m) each
 	  done; \
 	done
 
-bench: packages $(BENCHSTAT) ## our sweep beside pscap and beside the floor, in one run
+bench: packages $(BENCHSTAT) ## our sweep beside pscap and the floor, a cold scan beside /proc alone (root)
 	$(GO) test -run '^$$' -bench . -benchmem -count 6 ./proc ./cri | tee $(CACHE)/bench.txt
-	$(BENCHSTAT) $(CACHE)/bench.txt
+	cd e2e && $(E2E) -run '^$$' -bench . -benchtime 5x -count 6 ./live | tee -a $(CACHE)/bench.txt
+	cd $(CACHE) && $(BENCHSTAT) bench.txt
 
 # Debian's packages that the tests compare with: capsh and pscap.
 packages:
