@@ -141,6 +141,9 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	if err := o.output.write(cmd.OutOrStdout(), shown, o.container != "" || o.pid != 0); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
+	if o.failOn != "" && !report.Coverage.Complete {
+		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning: the coverage is incomplete, so --fail-on judged only what was seen (the coverage says what was not)")
+	}
 	switch {
 	case report.Runtime == nil:
 		return errors.New("no container runtime answered, so nothing could be compared with its declaration (the coverage says why)")
