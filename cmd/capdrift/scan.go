@@ -21,6 +21,7 @@ import (
 type scanOptions struct {
 	endpoint   string
 	hostRoot   string
+	nodeName   string
 	criTimeout time.Duration
 	threads    string
 	failOn     string
@@ -66,6 +67,7 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 	flags := cmd.Flags()
 	flags.StringVar(&o.endpoint, "cri-endpoint", "", "the runtime's CRI socket, unix:///path (default: found among the usual places)")
 	flags.StringVar(&o.hostRoot, "host-root", "/", "where the host's root, or at least its /proc and /sys/fs/cgroup, is mounted")
+	flags.StringVar(&o.nodeName, "node-name", "", "what to call this node in the report (default: its host name, which in a pod is the pod's: give spec.nodeName there)")
 	flags.DurationVar(&o.criTimeout, "cri-timeout", 10*time.Second, "how long one call to the runtime may take")
 	flags.StringVar(&o.threads, "threads", "auto", "read the capabilities of threads: auto (all but on nodes with very many), always, never")
 	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when a finding is at or above this severity: critical, high, medium, low, info")
@@ -135,6 +137,9 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 		return fmt.Errorf("%w; if the node's /proc and /sys/fs/cgroup are mounted elsewhere, name their root with --host-root", err)
 	case err != nil:
 		return err
+	}
+	if o.nodeName != "" {
+		report.Node.Name = o.nodeName
 	}
 	shown := o.filter(report)
 	worst := worstFinding(shown.Findings)
