@@ -42,6 +42,12 @@ func agentPod(n *node.Node, proc string, user int64) node.Pod {
 	}}
 }
 
+// ownPids takes the pod off the host's pids.
+func ownPids(p node.Pod) node.Pod {
+	p.Security.NamespaceOptions.Pid = cri.NamespaceMode_CONTAINER
+	return p
+}
+
 func appArmor() bool {
 	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	return err == nil && strings.TrimSpace(string(b)) == "Y"
@@ -75,6 +81,7 @@ func TestFromPod(t *testing.T) {
 		agentPod(n, "/proc", 65534),
 		agentPod(n, hidingProc(t, n), 0),
 		agentPod(n, hidingProc(t, n), 65534),
+		ownPids(agentPod(n, "/proc", 0)),
 	)
 	plain, victim, userns := containers[0], containers[2], containers[3]
 	injected, err := n.Inject(t.Context(), victim, "ready", "sleep")
@@ -82,7 +89,7 @@ func TestFromPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(injected.Stop)
-	byRoot, byNobody, hiddenFromRoot, hiddenFromNobody := containers[4], containers[5], containers[6], containers[7]
+	byRoot, byNobody, hiddenFromRoot, hiddenFromNobody, withoutHostPID := containers[4], containers[5], containers[6], containers[7], containers[8]
 	host := scan(t)
 
 	// all asserts that a look from a pod saw what the look from the host saw.
@@ -134,6 +141,17 @@ func TestFromPod(t *testing.T) {
 		}
 		if !limited(r, "user namespaces", false) {
 			t.Errorf("limits do not tell of user namespaces: %+v", r.Coverage.Limits)
+		}
+	})
+	t.Run("without_hostPID", func(t *testing.T) {
+		// cgroup.procs tells such a reader zeros, or numbers of its own pid namespace.
+		r, stderr, status := scanFrom(t, withoutHostPID)
+		if status != 0 {
+			t.Errorf("exit status %d: %s", status, stderr)
+		}
+		all(t, r)
+		if !limited(r, "hostPID", false) {
+			t.Errorf("limits do not tell of the pid namespace: %+v", r.Coverage.Limits)
 		}
 	})
 	t.Run("cgroup_namespace", func(t *testing.T) {
