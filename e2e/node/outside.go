@@ -265,21 +265,23 @@ func (n *Node) StartActor(ctx context.Context, steps ...string) (*Process, error
 	// Killing it ends the reading below.
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
-	for {
+	// A child that the steps are handed to may be ready before its parent has told its pid.
+	told, ready := !strings.HasPrefix(steps[0], "ns="), false
+	for !told || !ready {
 		line, err := p.readLine()
 		if err != nil {
 			p.Stop()
 			return nil, fmt.Errorf("actor %q ended before it was ready: %w\n%s", steps, err, stderr.String())
 		}
-		if line == "ready" {
-			return p, nil
-		}
+		ready = ready || line == "ready"
 		if pid, ok := strings.CutPrefix(line, "pid "); ok {
+			told = true
 			if p.Pid, err = strconv.Atoi(pid); err != nil {
 				return nil, err
 			}
 		}
 	}
+	return p, nil
 }
 
 func (p *Process) readLine() (string, error) {
