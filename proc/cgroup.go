@@ -160,10 +160,6 @@ func expandSlice(slice string) (dir string, ok bool) {
 
 // parseCgroup returns the path that /proc/PID/cgroup tells for the hierarchy of
 // the controller, "" being the unified one, and false if there is none; cgroups(7).
-//
-// Seen from inside a cgroup namespace, what lies outside of it begins with
-// "/../.." up to the root; that prefix is dropped, for only the root can be meant
-// where the whole tree was mounted from the node.
 func parseCgroup(text []byte, controller string) (cgroup string, ok bool) {
 	for line := range bytes.SplitSeq(text, []byte{'\n'}) {
 		_, rest, _ := bytes.Cut(line, []byte{':'})
@@ -173,12 +169,6 @@ func parseCgroup(text []byte, controller string) (cgroup string, ok bool) {
 		}
 		// A directory that was removed while processes were left in it.
 		where = bytes.TrimSuffix(where, []byte(" (deleted)"))
-		for bytes.HasPrefix(where, []byte("/../")) {
-			where = where[3:]
-		}
-		if bytes.Equal(where, []byte("/..")) {
-			where = where[:1]
-		}
 		return string(where), true
 	}
 	return "", false

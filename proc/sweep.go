@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"runtime"
 	"slices"
@@ -80,7 +81,12 @@ type sweep struct {
 	groups  []*group       // the given ones first
 	all     []int          // every process of the node
 	claims  map[int]*group // by pid
-	births  map[int]birth  // of the processes that were read, for the next sweep
+
+	findRoot      sync.Once
+	namespaceRoot string      // of the reader's cgroup namespace
+	unrooted      atomic.Bool // it could not be found
+
+	births  map[int]birth // of the processes that were read, for the next sweep
 	threads drift.ThreadCoverage
 	limits  []drift.Limit
 }
@@ -375,13 +381,45 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 // cgroupOf returns the cgroup that /proc/PID/cgroup tells for the main hierarchy,
 // the root if it tells none.
 func (s *sweep) cgroupOf(r *reader, pid int) string {
-	text, err := r.file(r.proc, r.of(pid, "cgroup"))
+	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
+	return path.Join(s.namespaceRoot, s.cgroupTold(r, strconv.Itoa(pid)))
+}
+
+// cgroupTold returns the path as the file tells it, which is relative to the root
+// of the reader's cgroup namespace; cgroup_namespaces(7).
+func (s *sweep) cgroupTold(r *reader, process string) string {
+	text, err := r.file(r.proc, process+"/cgroup")
 	if err == nil {
 		if cgroup, ok := parseCgroup(text, s.main.controller); ok {
 			return cgroup
 		}
 	}
 	return "/"
+}
+
+// cgroupNamespaceRoot returns which cgroup of the tree is the root of the reader's
+// cgroup namespace: "/" but in a container with one of its own. Such a reader sees
+// pid 1, and all else outside, at "/../..", and itself at "/"; where in the tree
+// that is, only the tree tells, by the cgroup that lists the reader.
+func (s *sweep) cgroupNamespaceRoot(r *reader) string {
+	if !strings.HasPrefix(s.cgroupTold(r, "1")+"/", "/../") {
+		return "/"
+	}
+	own, me := "", os.Getpid() // cgroup.procs speaks of the reader's own pid namespace
+	_, err := r.walk(s.tree, s.main, "/", maxDirectories, func(dir string) bool {
+		if own == "" {
+			if pids, _, err := r.members(s.tree, s.main, dir, nil); err == nil && slices.Contains(pids, me) {
+				own = dir
+			}
+		}
+		return own == ""
+	})
+	root, found := strings.CutSuffix(own, strings.TrimSuffix(s.cgroupTold(r, "self"), "/"))
+	if err != nil || own == "" || !found {
+		s.unrooted.Store(true)
+		return "/"
+	}
+	return path.Join("/", root)
 }
 
 // owner decides between two groups that list the same pid. Where one's cgroup
@@ -625,6 +663,9 @@ func (s *sweep) result() drift.Sweep {
 		if !g.silent {
 			out.Processes.Unreadable += len(g.failures)
 		}
+	}
+	if s.unrooted.Load() {
+		s.blind("where in the tree some cgroups are", "this program runs in a cgroup namespace, and its own cgroup was not found below "+s.tree.root)
 	}
 	out.Limits = s.limits
 	return out
