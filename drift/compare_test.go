@@ -121,7 +121,10 @@ func TestCompare(t *testing.T) {
 		"a user namespace of its own":                  {container(userns, tweak(process(10, 100000, defaults, defaults), inPod)), nil},
 		"the same, its inode not permitted":            {container(userns, tweak(tweak(process(10, 100000, defaults, defaults), inPod), blind)), nil},
 		"its own user namespace, non-root":             {container(with(userns, func(o *drift.OCI) { o.UID = 1000 }), tweak(process(10, 101000, 0, defaults), inPod)), nil},
-		"a thread that gave more up than its leader":   {container(spec(defaults), tweak(process(10, 0, defaults, defaults), func(p *drift.Process) { p.Threads = []drift.Thread{{TID: 12}} })), nil},
+		"a map that the kernel shows in another order": {container(with(spec(defaults), func(o *drift.OCI) {
+			o.UserNamespace, o.UIDMap = true, []drift.IDRange{{Inside: 1, Outside: 200000, Length: 10}, {Inside: 0, Outside: 1000, Length: 1}}
+		}), tweak(process(10, 1000, defaults, defaults), in(0, drift.IDRange{Inside: 0, Outside: 1000, Length: 1}, drift.IDRange{Inside: 1, Outside: 200000, Length: 10}))), nil},
+		"a thread that gave more up than its leader": {container(spec(defaults), tweak(process(10, 0, defaults, defaults), func(p *drift.Process) { p.Threads = []drift.Thread{{TID: 12}} })), nil},
 		"a thread that kept what its leader dropped, within the ceiling": {container(spec(defaults), process(10, 0, defaults, defaults), tweak(process(11, 0, 0, defaults), func(p *drift.Process) {
 			p.Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Permitted: defaults, Effective: defaults, Bounding: defaults}}}
 		})), nil},

@@ -1,6 +1,7 @@
 package drift
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 )
@@ -95,11 +96,24 @@ func relate(node, home, process UserNamespace) Relation {
 
 // sameMaps compares the maps that both sides know.
 func (u UserNamespace) sameMaps(other UserNamespace) bool {
-	if u.UIDMap == nil || other.UIDMap == nil || !slices.Equal(u.UIDMap, other.UIDMap) {
+	if u.UIDMap == nil || other.UIDMap == nil || !sameMap(u.UIDMap, other.UIDMap) {
 		return false
 	}
-	return (u.GIDMap == nil || other.GIDMap == nil || slices.Equal(u.GIDMap, other.GIDMap)) &&
-		(u.ProjectIDMap == nil || other.ProjectIDMap == nil || slices.Equal(u.ProjectIDMap, other.ProjectIDMap))
+	return (u.GIDMap == nil || other.GIDMap == nil || sameMap(u.GIDMap, other.GIDMap)) &&
+		(u.ProjectIDMap == nil || other.ProjectIDMap == nil || sameMap(u.ProjectIDMap, other.ProjectIDMap))
+}
+
+// sameMap compares two maps whatever the order of their lines: the kernel sorts
+// those of more than five (kernel/user_namespace.c sort_idmaps).
+func sameMap(a, b []IDRange) bool {
+	if slices.Equal(a, b) {
+		return true
+	}
+	if len(a) != len(b) || len(a) < 2 {
+		return false
+	}
+	byInside := func(x, y IDRange) int { return cmp.Compare(x.Inside, y.Inside) }
+	return slices.Equal(slices.SortedFunc(slices.Values(a), byInside), slices.SortedFunc(slices.Values(b), byInside))
 }
 
 // within tells whether every id that inner maps to is one that outer maps to.
