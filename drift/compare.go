@@ -215,7 +215,8 @@ func (b *book) process(oci OCI, p *Process) {
 		})
 		return
 	case RelationInitial, RelationUnknown:
-		if oci.UserNamespace && p.UserNamespace.UIDMap != nil || p.UserNamespace.Relation == RelationInitial {
+		foreign := oci.UserNamespace && mapsComparable(b.node, oci) && p.UserNamespace.UIDMap != nil
+		if foreign || p.UserNamespace.Relation == RelationInitial {
 			b.addProcess(p, Finding{
 				Kind: UsernsEscape, Severity: Critical, Capabilities: p.Caps.Effective,
 				Message: fmt.Sprintf("%s is not in the user namespace that the OCI spec gives the container: its effective set %s counts outside it", b.who(p), list(p.Caps.Effective)),

@@ -132,14 +132,17 @@ func TestCompare(t *testing.T) {
 		"runc init, a moment old":           {container(restricted, tweak(process(11, 0, all, all), func(p *drift.Process) { p.Name, p.Age = "runc:[2:INIT]", 20*time.Millisecond })), nil},
 
 		// What is explained.
-		"root that dropped capabilities":   {container(spec(defaults), process(10, 0, bind, defaults)), []string{"info dropped 10 " + names(defaults&^bind)}},
-		"a file capability":                {container(nonroot, process(10, 1000, netRaw, defaults)), []string{"info gained_within_ceiling 10 CAP_NET_RAW"}},
-		"a setuid-root program":            {container(nonroot, process(10, 1000, 0, defaults), process(11, 0, defaults, defaults)), []string{"info gained_within_ceiling 11 " + names(defaults), "medium became_root 11 " + names(defaults)}},
-		"unshare -U in a drop-ALL pod":     {container(with(spec(0), func(o *drift.OCI) { o.UID, o.NoNewPrivileges = 1000, true }), tweak(process(10, 1000, 0, 0), nnp), tweak(tweak(process(11, 1000, all, all), in(4026532777, drift.IDRange{Inside: 0, Outside: 1000, Length: 1})), nnp)), []string{"info nested_userns 11 " + names(all)}},
-		"the same, its inode not readable": {container(spec(0), process(10, 0, 0, 0), tweak(tweak(process(11, 1000, all, all), in(0, drift.IDRange{Inside: 0, Outside: 1000, Length: 1})), blind)), []string{"info nested_userns 11 " + names(all)}},
-		"an unmapped user namespace":       {container(spec(0), process(10, 0, 0, 0), tweak(process(11, 65534, all, all), in(0, []drift.IDRange{}...))), []string{"info nested_userns 11 " + names(all)}},
-		"nested below a pod's own":         {container(userns, tweak(process(10, 100000, defaults, defaults), inPod), tweak(process(11, 101000, all, all), in(4026532999, drift.IDRange{Inside: 0, Outside: 101000, Length: 1}))), []string{"info nested_userns 11 " + names(all)}},
-		"the first process nests itself":   {container(spec(defaults), tweak(process(10, 0, all, all), in(4026532777, drift.IDRange{Inside: 0, Outside: 0, Length: 1})), process(11, 0, defaults, defaults)), []string{"info nested_userns 10 " + names(all)}},
+		"root that dropped capabilities":                       {container(spec(defaults), process(10, 0, bind, defaults)), []string{"info dropped 10 " + names(defaults&^bind)}},
+		"a file capability":                                    {container(nonroot, process(10, 1000, netRaw, defaults)), []string{"info gained_within_ceiling 10 CAP_NET_RAW"}},
+		"a setuid-root program":                                {container(nonroot, process(10, 1000, 0, defaults), process(11, 0, defaults, defaults)), []string{"info gained_within_ceiling 11 " + names(defaults), "medium became_root 11 " + names(defaults)}},
+		"unshare -U in a drop-ALL pod":                         {container(with(spec(0), func(o *drift.OCI) { o.UID, o.NoNewPrivileges = 1000, true }), tweak(process(10, 1000, 0, 0), nnp), tweak(tweak(process(11, 1000, all, all), in(4026532777, drift.IDRange{Inside: 0, Outside: 1000, Length: 1})), nnp)), []string{"info nested_userns 11 " + names(all)}},
+		"the same, its inode not readable":                     {container(spec(0), process(10, 0, 0, 0), tweak(tweak(process(11, 1000, all, all), in(0, drift.IDRange{Inside: 0, Outside: 1000, Length: 1})), blind)), []string{"info nested_userns 11 " + names(all)}},
+		"an unmapped user namespace":                           {container(spec(0), process(10, 0, 0, 0), tweak(process(11, 65534, all, all), in(0, []drift.IDRange{}...))), []string{"info nested_userns 11 " + names(all)}},
+		"nested below a pod's own":                             {container(userns, tweak(process(10, 100000, defaults, defaults), inPod), tweak(process(11, 101000, all, all), in(4026532999, drift.IDRange{Inside: 0, Outside: 101000, Length: 1}))), []string{"info nested_userns 11 " + names(all)}},
+		"the first process nests itself":                       {container(spec(defaults), tweak(process(10, 0, all, all), in(4026532777, drift.IDRange{Inside: 0, Outside: 0, Length: 1})), process(11, 0, defaults, defaults)), []string{"info nested_userns 10 " + names(all)}},
+		"the first process of a pod with its own nests itself": {container(userns, tweak(process(10, 100000, all, all), in(0, drift.IDRange{Inside: 0, Outside: 100000, Length: 1})), tweak(tweak(process(11, 100000, defaults, defaults), inPod), blind)), []string{"info nested_userns 10 " + names(all)}},
+		"the same where the spec repeats no map": {container(with(userns, func(o *drift.OCI) { o.UIDMap = nil }), tweak(process(10, 100000, all, all), in(0, drift.IDRange{Inside: 0, Outside: 100000, Length: 1})), tweak(tweak(process(11, 100000, defaults, defaults), inPod), blind)), []string{
+			"info unreadable 10", "info unreadable 11"}},
 		"an identity map, told by its inode": {container(spec(0), process(10, 0, 0, 0), tweak(process(11, 0, all, all), func(p *drift.Process) { p.UserNamespace.Inode = 4026532777 })), []string{
 			"info nested_userns 11 " + names(all)}},
 		"an identity map, told by the project ids": {container(spec(0), process(10, 0, 0, 0), tweak(process(11, 0, all, all), in(0, whole...))), []string{"info nested_userns 11 " + names(all)}},

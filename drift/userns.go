@@ -3,6 +3,7 @@ package drift
 import (
 	"cmp"
 	"encoding/json"
+	"math"
 	"slices"
 )
 
@@ -52,24 +53,27 @@ func (u UserNamespace) MarshalJSON() ([]byte, error) {
 
 // home returns the user namespace that the container was declared to run in:
 // the node's own unless the OCI spec names one. init is the container's first
-// process, nil when it is not known; it lends what a spec cannot tell, the
-// inode, as long as it is where the spec puts it.
+// process, nil when it is not known; where it is where the spec puts it, it lends
+// what a spec cannot tell: the inode and the other maps. It may as well have moved
+// into a namespace below, so by itself it proves nothing.
 func home(node Node, oci *OCI, init *Process) UserNamespace {
 	if oci == nil || !oci.UserNamespace {
 		return node.UserNamespace
 	}
 	declared := UserNamespace{UIDMap: oci.UIDMap}
-	switch {
-	case init == nil || init.UserNamespace.sameMaps(node.UserNamespace):
-		return declared
-	case declared.sameMaps(init.UserNamespace):
-		return init.UserNamespace
-	case len(declared.UIDMap) == 0 || node.UserNamespace.Inode != InitialUserNamespace:
-		// The spec joins a namespace by path without repeating its map, or speaks
-		// of ids as another user namespace than ours sees them.
+	if init != nil && declared.sameMaps(init.UserNamespace) {
 		return init.UserNamespace
 	}
 	return declared
+}
+
+// mapsComparable tells whether the map in the spec can be held against those in
+// /proc. It cannot where the spec joins a namespace by path without repeating its
+// map, nor where the runtime lives in a user namespace itself and so may speak of
+// other ids than we see.
+func mapsComparable(node Node, oci OCI) bool {
+	whole := []IDRange{{Length: math.MaxUint32}}
+	return len(oci.UIDMap) > 0 && (node.UserNamespace.UIDMap == nil || slices.Equal(node.UserNamespace.UIDMap, whole))
 }
 
 // relate places a process's user namespace beside its container's home.
