@@ -33,7 +33,7 @@ func TestMicroVM(t *testing.T) {
 		env     []string
 	}{
 		{name: "plain"},
-		{name: "systemd", systemd: true, args: []string{"-test.run=^(TestContexts|TestMachine)$"}, env: []string{"CAPDRIFT_E2E_CGROUP_DRIVER=systemd"}},
+		{name: "systemd", systemd: true, args: []string{"-test.run=^(TestFromPod|TestMachine)$"}, env: []string{"CAPDRIFT_E2E_CGROUP_DRIVER=systemd"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			statuses, err := microvm.Run(t.Context(), microvm.Config{
