@@ -94,7 +94,7 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 	}
 	if missed > 0 {
 		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
-			What:  fmt.Sprintf("%d suspicions that were seen only once", missed),
+			What:  fmt.Sprintf("what became of suspicions seen only once (%d)", missed),
 			Why:   "a process ended before a second look, or appeared in the last one; scan again",
 			Blind: true,
 		})
@@ -170,10 +170,13 @@ func (l look) suspicions(confirmed map[string]drift.Finding, accept func(drift.F
 	return list
 }
 
-// lost tells whether the finding's process is not there any more, so that
-// nobody can say what became of the suspicion. One that is still there and no
-// longer suspicious has finished its start.
+// lost tells whether the finding's process is not there any more, or no runtime
+// answered this time, so that nobody can say what became of the suspicion. One
+// that is still there and no longer suspicious has finished its start.
 func (l look) lost(finding drift.Finding) bool {
+	if l.runtime == nil {
+		return true
+	}
 	return finding.PID != 0 && !slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
 		return c.ID == finding.ContainerID && slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == finding.PID })
 	})

@@ -163,6 +163,32 @@ func TestNoRuntimeIsSaidAndNothingIsCalledFine(t *testing.T) {
 	}
 }
 
+// dying answers once.
+type dying struct {
+	runtime
+	asked int
+}
+
+func (d *dying) Inventory(ctx context.Context) (drift.Inventory, error) {
+	if d.asked++; d.asked > 1 {
+		return drift.Inventory{}, errors.New("it is gone")
+	}
+	return d.runtime.Inventory(ctx)
+}
+
+// A suspicion that could not be confirmed because the runtime died is said.
+func TestARuntimeThatDiesBetweenLooks(t *testing.T) {
+	s, _ := scanner(&host{looks: []drift.Sweep{sees(process(11, bind|sysAdmin))}}, &dying{runtime: runtime{inventory: drift.Inventory{Containers: []drift.Container{restricted()}}}})
+	report, err := s.Scan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seenOnce := slices.ContainsFunc(report.Coverage.Limits, func(l drift.Limit) bool { return l.Blind && l.What == "what became of suspicions seen only once (1)" })
+	if report.Runtime != nil || len(report.Findings) != 0 || !seenOnce {
+		t.Errorf("%+v", report)
+	}
+}
+
 func TestScanFailsOnlyWhereThereIsNothingToReport(t *testing.T) {
 	broken := errors.New("broken")
 	for name, h := range map[string]*host{"node": {node: broken}, "sweep": {sweep: broken}} {

@@ -123,12 +123,8 @@ func TestParseSet(t *testing.T) {
 }
 
 func TestUnknownNamesAreKept(t *testing.T) {
-	set, unknown := capdecode.ParseNames([]string{"NET_RAW", "BOGUS", "CAP_CAP_NET_ADMIN", "cap_kill"})
-	if set != capdecode.Of(13, 5) || !slices.Equal(unknown, []string{"BOGUS", "CAP_CAP_NET_ADMIN"}) {
-		t.Errorf("ParseNames = %s, %q", set, unknown)
-	}
 	// An OCI runtime takes full names only: NET_RAW without its prefix means nothing to it.
-	set, unknown = capdecode.ParseOCINames([]string{"CAP_NET_RAW", "NET_RAW", "CAP_BOGUS", "CAP_41"})
+	set, unknown := capdecode.ParseOCINames([]string{"CAP_NET_RAW", "NET_RAW", "CAP_BOGUS", "CAP_41"})
 	if set != capdecode.Of(13) || !slices.Equal(unknown, []string{"NET_RAW", "CAP_BOGUS", "CAP_41"}) {
 		t.Errorf("ParseOCINames = %s, %q", set, unknown)
 	}

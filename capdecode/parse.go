@@ -37,19 +37,6 @@ func HexBytes(text []byte) (Set, bool) {
 	return s, true
 }
 
-// ParseNames turns capability names into a set, as [ParseCap] reads them; names
-// that mean no capability come back in unknown, in their order and as written.
-func ParseNames(list []string) (s Set, unknown []string) {
-	for _, name := range list {
-		if c, ok := ParseCap(name); ok {
-			s |= Of(c)
-		} else {
-			unknown = append(unknown, name)
-		}
-	}
-	return s, unknown
-}
-
 // ParseOCINames is the reading of an OCI runtime: only a full "CAP_…" name means
 // a capability, and everything else comes back as unknown because runc and crun
 // ignore it. Case is forgiven: crun's cap_from_name(3) does so too.

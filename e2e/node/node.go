@@ -88,9 +88,6 @@ func (n *Node) Endpoint() string { return "unix://" + n.socket() }
 // SocketDir is the folder that holds nothing but the runtime's sockets.
 func (n *Node) SocketDir() string { return filepath.Dir(n.socket()) }
 
-// Runtime is the node's CRI client, for what the methods of Node do not cover.
-func (n *Node) Runtime() cri.RuntimeServiceClient { return n.runtime }
-
 // Within returns a context with a deadline that respects Config.Slow.
 func (n *Node) Within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, time.Duration(float64(d)*n.cfg.Slow))
