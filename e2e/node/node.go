@@ -167,6 +167,10 @@ state = '{{.Root}}/state'
 [grpc]
   address = '{{.Socket}}'
 
+# A shim answers within two seconds, says containerd; on an emulated CPU it may not.
+[timeouts]
+  'io.containerd.timeout.task.state' = '{{.TaskState}}'
+
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = '{{.Image}}'
 
@@ -190,6 +194,7 @@ func (n *Node) startDaemon() error {
 	err := configTemplate.Execute(&config, map[string]any{
 		"Root": n.Root, "Socket": n.socket(), "Image": Image,
 		"Runc": n.program("runc"), "RuncRoot": n.runcRoot(), "Systemd": n.cfg.Systemd,
+		"TaskState": time.Duration(float64(2*time.Second) * n.cfg.Slow),
 	})
 	if err != nil {
 		return err
