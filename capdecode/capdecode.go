@@ -55,17 +55,36 @@ func (c Cap) String() string {
 	return "CAP_" + strconv.Itoa(int(c))
 }
 
-// ParseCap reads one capability in any spelling people use: "CAP_NET_ADMIN",
-// "net_admin", "Net_Admin", and "CAP_41" or "41" for a bit by its number.
-// It reports false for everything else, "ALL" too: that is a set ([ParseSet]).
-func ParseCap(name string) (Cap, bool) {
-	lower := strings.ToLower(name)
+// ParseName reads the name of one capability in any spelling that people use:
+// "CAP_NET_ADMIN", "net_admin", "Net_Admin". Numbers are no names to Kubernetes
+// and its runtimes, and neither are they here.
+func ParseName(name string) (Cap, bool) {
+	lower := asciiLower(name)
 	if c, ok := numbers[lower]; ok {
 		return c, true
 	}
-	if c, ok := numbers["cap_"+lower]; ok {
+	c, ok := numbers["cap_"+lower]
+	return c, ok
+}
+
+// asciiLower leaves other letters as they are: to the kernel's names, and to the
+// runtimes, a Kelvin sign is no K.
+func asciiLower(text string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, text)
+}
+
+// ParseCap is [ParseName] that also takes a bit by its number, "CAP_41" or "41".
+// It reports false for everything else, "ALL" too: that is a set ([ParseSet]).
+func ParseCap(name string) (Cap, bool) {
+	if c, ok := ParseName(name); ok {
 		return c, true
 	}
+	lower := asciiLower(name)
 	digits := strings.TrimPrefix(lower, "cap_")
 	if len(digits) == 0 || len(digits) > 2 || digits[0] < '0' || digits[0] > '9' {
 		return 0, false

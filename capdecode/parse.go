@@ -43,7 +43,7 @@ func HexBytes(text []byte) (Set, bool) {
 // Sources: runc libcontainer/capabilities/capabilities.go, crun libcrun/linux.c.
 func ParseOCINames(list []string) (s Set, unknown []string) {
 	for _, name := range list {
-		if c, ok := numbers[strings.ToLower(name)]; ok {
+		if c, ok := numbers[asciiLower(name)]; ok {
 			s |= Of(c)
 		} else {
 			unknown = append(unknown, name)

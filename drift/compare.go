@@ -181,11 +181,35 @@ func (b *book) add(f Finding) {
 	b.findings = append(b.findings, f)
 }
 
+// edited says of a finding that the config.json which the OCI runtime read allows
+// just that, so that it was changed on its way there.
+func (b *book) edited(f Finding, allowed bool) Finding {
+	if b.container.Declared.Bundle == nil || !allowed {
+		return f
+	}
+	by := "a wrapper of the OCI runtime or a hook"
+	if b.container.Binary != "" {
+		by = fmt.Sprintf("the OCI runtime's wrapper %q or a hook", clip(b.container.Binary))
+	}
+	f.Cause = CauseWrapper
+	f.Message += ". The config.json that the OCI runtime read says just this: " + by + " changed what the container runtime had written"
+	f.Remedy = "Compare config.json in the container's bundle with the spec that the runtime shows (crictl inspect). Correct or remove what edits it (BinaryName and hooks in the runtime's configuration), then create the pod anew."
+	return f
+}
+
+// bundle is what the OCI runtime read, empty when that is not known.
+func (b *book) bundle() OCI {
+	if b.container.Declared.Bundle == nil {
+		return OCI{}
+	}
+	return b.container.Declared.Bundle.upTo(b.node.CapLastCap)
+}
+
 // addProcess adds a finding about one process. Its id holds the process's whole
 // identity and the capabilities, so two looks give the same id only to the same
 // thing.
 func (b *book) addProcess(p *Process, f Finding) {
-	f.Layer, f.PID = LayerKernel, p.PID
+	f.From, f.Layer, f.PID = LayerOCI, LayerKernel, p.PID
 	f.ID = findingID(b.container.ID, string(f.Kind), b.node.BootID, strconv.Itoa(p.PID),
 		strconv.FormatUint(p.StartTime, 10), strconv.Itoa(f.TID), f.Set, f.Capabilities.Hex())
 	b.add(f)
@@ -213,15 +237,16 @@ func (b *book) process(oci OCI, p *Process) {
 			Message: fmt.Sprintf("%s is in a user namespace of its own below the container's; what it holds counts only there", b.who(p)),
 			Remedy:  "Expected of browsers, sandboxes and rootless builders. Where none should be, deny unshare(2) by seccomp.",
 		})
+		b.noNewPrivileges(oci, p) // which no user namespace clears
 		return
 	case RelationInitial, RelationUnknown:
 		foreign := oci.UserNamespace && mapsComparable(b.node, oci) && p.UserNamespace.UIDMap != nil
 		if foreign || p.UserNamespace.Relation == RelationInitial {
-			b.addProcess(p, Finding{
+			b.addProcess(p, b.edited(Finding{
 				Kind: UsernsEscape, Severity: Critical, Capabilities: p.Caps.Effective,
 				Message: fmt.Sprintf("%s is not in the user namespace that the OCI spec gives the container: its effective set %s counts outside it", b.who(p), list(p.Caps.Effective)),
 				Remedy:  outsideHelp,
-			})
+			}, !b.bundle().UserNamespace))
 			return
 		}
 		b.addProcess(p, Finding{
@@ -236,35 +261,36 @@ func (b *book) process(oci OCI, p *Process) {
 
 // sets compares the bitmaps of a process, and of its threads, with the ceilings.
 func (b *book) sets(oci OCI, p *Process) {
-	ceiling := oci.Ceiling()
+	ceiling, bundle := oci.Ceiling(), b.bundle()
 	for _, check := range []struct {
 		kind     Kind
 		severity Severity
 		set      string
 		held     capdecode.Set
 		allowed  capdecode.Set
+		edited   capdecode.Set // what config.json allows
 	}{
-		{BoundingExcess, Critical, "bounding", p.Caps.Bounding, oci.Bounding},
-		{PermittedExcess, Critical, "permitted", p.Caps.Permitted, ceiling},
-		{InheritableExcess, High, "inheritable", p.Caps.Inheritable, ceiling},
+		{BoundingExcess, Critical, "bounding", p.Caps.Bounding, oci.Bounding, bundle.Bounding},
+		{PermittedExcess, Critical, "permitted", p.Caps.Permitted, ceiling, bundle.Ceiling()},
+		{InheritableExcess, High, "inheritable", p.Caps.Inheritable, ceiling, bundle.Ceiling()},
 	} {
 		if excess := check.held.Minus(check.allowed); !excess.Empty() {
-			b.addProcess(p, Finding{
+			b.addProcess(p, b.edited(Finding{
 				Kind: check.kind, Severity: check.severity, Set: check.set, Capabilities: excess,
 				Message: fmt.Sprintf("%s holds %s in its %s set; the OCI spec allows %s", b.who(p), list(excess), check.set, list(check.allowed)),
 				Remedy:  outsideHelp,
-			})
+			}, excess.Within(check.edited)))
 		}
 	}
 	for _, thread := range p.Threads {
 		above := thread.Caps.Bounding.Minus(oci.Bounding) | (thread.Caps.Permitted | thread.Caps.Inheritable).Minus(ceiling)
 		leader := p.Caps.Bounding.Minus(oci.Bounding) | (p.Caps.Permitted | p.Caps.Inheritable).Minus(ceiling)
 		if excess := above.Minus(leader); !excess.Empty() {
-			b.addProcess(p, Finding{
+			b.addProcess(p, b.edited(Finding{
 				Kind: ThreadExcess, Severity: Critical, TID: thread.TID, Capabilities: excess,
 				Message: fmt.Sprintf("thread %d of %s holds %s, which its leader does not show; the OCI spec allows %s", thread.TID, b.who(p), list(excess), list(ceiling)),
 				Remedy:  outsideHelp,
-			})
+			}, excess.Within(bundle.Ceiling())))
 		}
 	}
 }
@@ -272,29 +298,20 @@ func (b *book) sets(oci OCI, p *Process) {
 // privileges compares no_new_privs, the uid and what was gained or given up
 // within the ceiling.
 func (b *book) privileges(oci OCI, p *Process) {
-	if oci.NoNewPrivileges {
-		if p.NoNewPrivileges != nil && !*p.NoNewPrivileges {
-			b.noNewPrivileges(p, 0)
-		}
-		for _, thread := range p.Threads {
-			if thread.NoNewPrivileges != nil && !*thread.NoNewPrivileges && (p.NoNewPrivileges == nil || *p.NoNewPrivileges) {
-				b.noNewPrivileges(p, thread.TID)
-			}
-		}
-	}
+	b.noNewPrivileges(oci, p)
 	start := oci.AtStart()
 	becameRoot := oci.UID != 0 && p.ContainerUID != nil && *p.ContainerUID == 0
 	gained := p.Caps.Permitted & oci.Ceiling() &^ start.Permitted
 	if becameRoot {
-		severity, how := Medium, "by a setuid program, or by setuid(2) with CAP_SETUID"
+		severity, how := Medium, "by a setuid program, by setuid(2) with CAP_SETUID, or put there as root from the node"
 		if oci.NoNewPrivileges && !b.everHeld(start, capSetuid) {
 			severity, how = High, "although no_new_privs rules setuid programs out and its first process never held CAP_SETUID"
 		}
-		b.addProcess(p, Finding{
+		b.addProcess(p, b.edited(Finding{
 			Kind: BecameRoot, Severity: severity, Capabilities: p.Caps.Permitted,
 			Message: fmt.Sprintf("%s runs as root in a container declared to run as uid %d, %s", b.who(p), oci.UID, how),
 			Remedy:  "Set allowPrivilegeEscalation: false and drop ALL; remove setuid programs from the image.",
-		})
+		}, b.bundle().UID == 0))
 	}
 	if !gained.Empty() {
 		means := "by file capabilities of its program"
@@ -308,11 +325,11 @@ func (b *book) privileges(oci OCI, p *Process) {
 		})
 	}
 	if dropped := start.Permitted.Minus(p.Caps.Permitted); p.PID == b.container.InitPID && !dropped.Empty() {
-		b.addProcess(p, Finding{
+		b.addProcess(p, b.edited(Finding{
 			Kind: Dropped, Severity: Info, Set: "permitted", Capabilities: dropped,
 			Message: fmt.Sprintf("%s gave up %s, which it was started with", b.who(p), list(dropped)),
 			Remedy:  "Good practice. The pod spec could drop them from the start.",
-		})
+		}, dropped.Within(start.Permitted&^b.bundle().AtStart().Permitted)))
 	}
 }
 
@@ -327,16 +344,32 @@ func (b *book) everHeld(start capdecode.Sets, c capdecode.Cap) bool {
 	return first == nil || first.Caps.Permitted.Has(c)
 }
 
-func (b *book) noNewPrivileges(p *Process, tid int) {
+// noNewPrivileges looks for processes and threads without a flag that the kernel
+// never clears.
+func (b *book) noNewPrivileges(oci OCI, p *Process) {
+	if !oci.NoNewPrivileges {
+		return
+	}
+	if p.NoNewPrivileges != nil && !*p.NoNewPrivileges {
+		b.withoutNoNewPrivileges(p, 0)
+	}
+	for _, thread := range p.Threads {
+		if thread.NoNewPrivileges != nil && !*thread.NoNewPrivileges && (p.NoNewPrivileges == nil || *p.NoNewPrivileges) {
+			b.withoutNoNewPrivileges(p, thread.TID)
+		}
+	}
+}
+
+func (b *book) withoutNoNewPrivileges(p *Process, tid int) {
 	which := ""
 	if tid != 0 {
 		which = fmt.Sprintf("thread %d of ", tid)
 	}
-	b.addProcess(p, Finding{
+	b.addProcess(p, b.edited(Finding{
 		Kind: NNPMissing, Severity: High, TID: tid,
 		Message: fmt.Sprintf("%s%s runs without no_new_privs, which the OCI spec sets and the kernel never clears: it was not started from that spec", which, b.who(p)),
 		Remedy:  outsideHelp,
-	})
+	}, !b.bundle().NoNewPrivileges))
 }
 
 func (b *book) unmanaged() {

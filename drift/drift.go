@@ -97,6 +97,8 @@ type Report struct {
 	Coverage   Coverage    `json:"coverage"`
 	Containers []Container `json:"containers"`
 	Findings   []Finding   `json:"findings"`
+
+	Expectations Expectations `json:"-"` // by which the hops before the kernel were judged
 }
 
 // Node is the machine and the kernel whose /proc was read.
@@ -117,6 +119,18 @@ type Runtime struct {
 	Name     string `json:"name"`
 	Version  string `json:"version"`
 	Endpoint string `json:"endpoint"`
+
+	PID int `json:"-"` // of the daemon, in the reader's pid namespace; 0 when it cannot be told
+	// Handlers is the runtime's configuration of each runtime handler, where it
+	// tells; DefaultHandler is the one of pods that name none.
+	Handlers       map[string]Handler `json:"-"`
+	DefaultHandler string             `json:"-"`
+}
+
+// Handler is how a runtime is configured to run the pods of a runtime class.
+type Handler struct {
+	BaseSpec string // containerd's base_runtime_spec, a path on the node
+	Binary   string // the OCI runtime it calls, where another than usual is configured
 }
 
 // Container is one container: what was declared for it at each hop and the
@@ -135,8 +149,17 @@ type Container struct {
 	Declared       Declared    `json:"declared"`
 	Processes      []Process   `json:"processes"`
 
-	InitPID    int    `json:"-"` // as the runtime says; 0 when it does not
-	CgroupPath string `json:"-"` // OCI linux.cgroupsPath, in either driver's form
+	// Unexplained says why no pod spec explains a container of a pod, where pod
+	// specs were asked for.
+	Unexplained string `json:"-"`
+	// ByName is true when the pod spec's layer is from a manifest that names no
+	// uid: it may be another version than what runs.
+	ByName bool `json:"-"`
+
+	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
+	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
+	CgroupPath string    `json:"-"` // OCI linux.cgroupsPath, in either driver's form
+	Binary     string    `json:"-"` // the OCI runtime that was called, where another than usual is configured
 }
 
 // Pod names the Kubernetes pod of a container.
@@ -151,22 +174,21 @@ type Declared struct {
 	Pod *PodSecurity `json:"pod"`
 	CRI *CRI         `json:"cri"`
 	OCI *OCI         `json:"oci"`
+	// Bundle is the config.json that the OCI runtime read. It is the OCI layer
+	// again, unless a wrapper of the OCI runtime or a hook edited it.
+	Bundle *OCI `json:"bundle"`
 }
 
-// PodSecurity is the part of a pod spec's securityContext that decides
-// capabilities, as written.
-type PodSecurity struct {
-	Add        []string `json:"add"`
-	Drop       []string `json:"drop"`
-	Privileged bool     `json:"privileged"`
-}
-
-// CRI is the part of the CRI ContainerConfig that decides capabilities, as written.
+// CRI is the part of the CRI ContainerConfig that decides capabilities, as
+// written (k8s.io/cri-api, LinuxContainerSecurityContext).
 type CRI struct {
 	Add             []string `json:"add"`
 	Drop            []string `json:"drop"`
+	AddAmbient      []string `json:"addAmbient"` // no kubelet sets it, and no runtime reads it
 	Privileged      bool     `json:"privileged"`
 	NoNewPrivileges bool     `json:"noNewPrivileges"`
+	RunAsUser       *int64   `json:"runAsUser"` // nil where a user's name, or nothing, is given
+	UserNamespace   bool     `json:"userNamespace"`
 }
 
 // OCI is the part of the OCI runtime spec that decides capabilities.
@@ -213,19 +235,25 @@ type Thread struct {
 
 // Finding is one thing that is not as declared, or that a person should know.
 type Finding struct {
-	ID           string        `json:"id"` // stable: the same cause on the same container keeps it
-	Kind         Kind          `json:"kind"`
-	Severity     Severity      `json:"severity"`
-	Layer        Layer         `json:"layer,omitempty"`
-	ContainerID  string        `json:"containerId"`
-	Container    string        `json:"container"`
-	Pod          *Pod          `json:"pod"`
-	PID          int           `json:"pid,omitempty"`
-	TID          int           `json:"tid,omitempty"`
-	Set          string        `json:"set,omitempty"` // which of the five sets
-	Capabilities capdecode.Set `json:"capabilities"`  // as names: ["CAP_SYS_ADMIN"]
-	Message      string        `json:"message"`
-	Remedy       string        `json:"remedy"`
+	ID       string   `json:"id"` // stable: the same cause on the same container keeps it
+	Kind     Kind     `json:"kind"`
+	Severity Severity `json:"severity"`
+	From     Layer    `json:"from,omitempty"`  // the last layer that was as declared
+	Layer    Layer    `json:"layer,omitempty"` // the one after it, where reality is another
+	Cause    Cause    `json:"cause,omitempty"` // where it is known
+	// RuntimeHandler is in a finding about all containers of a handler; it then
+	// has no container.
+	RuntimeHandler string        `json:"runtimeHandler,omitempty"`
+	ContainerID    string        `json:"containerId"`
+	Container      string        `json:"container"`
+	Pod            *Pod          `json:"pod"`
+	PID            int           `json:"pid,omitempty"`
+	TID            int           `json:"tid,omitempty"`
+	Set            string        `json:"set,omitempty"` // which of the five sets
+	Capabilities   capdecode.Set `json:"capabilities"`  // as names: ["CAP_SYS_ADMIN"]
+	Message        string        `json:"message"`
+	Remedy         string        `json:"remedy"`
+	Paste          string        `json:"paste,omitempty"` // YAML that carries the remedy out
 }
 
 // MarshalJSON writes the capabilities as a list of names.

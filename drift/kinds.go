@@ -19,3 +19,34 @@ const (
 	Unsupported         Kind = "unsupported_runtime"   // the host's /proc does not show its processes
 	NotReadable         Kind = "unreadable"            // it runs, and could not be read
 )
+
+// The kinds of the hops before it.
+const (
+	CRIMismatch    Kind = "cri_mismatch"    // the CRI config is not what the kubelet makes of the pod spec
+	OCIMismatch    Kind = "oci_mismatch"    // the OCI spec is not what the runtime makes of the CRI config
+	DropIgnored    Kind = "drop_ignored"    // a drop that dropped nothing
+	AddIgnored     Kind = "add_ignored"     // an add that added nothing
+	UnknownName    Kind = "unknown_name"    // a name that no kernel knows
+	IneffectiveAdd Kind = "ineffective_add" // allowed by an add, and held by nobody: the user is not root
+	Redundant      Kind = "redundant"       // a list entry that changes nothing; of predictions only
+)
+
+// Cause says why a hop changed a declaration, where that is known.
+type Cause string
+
+// The causes.
+const (
+	CausePrefix        Cause = "cap_prefix"         // containerd puts CAP_ before a name that has it
+	CauseSpelling      Cause = "spelling"           // a name that means nothing
+	CauseBaseSpec      Cause = "base_runtime_spec"  // containerd's, of one runtime handler
+	CauseDefaults      Cause = "runtime_defaults"   // the runtime's configured default capabilities
+	CauseEarlierConfig Cause = "earlier_config"     // made under another configuration of the runtime
+	CauseWrapper       Cause = "wrapper_or_hook"    // config.json is not what the runtime wrote
+	CauseDirectClient  Cause = "direct_cri_client"  // not made by the kubelet
+	CauseImageUser     Cause = "image_user"         // the image's USER is not root
+	CauseNonRoot       Cause = "non_root"           // runAsUser is not root, and Kubernetes has no ambient set
+	CauseBoth          Cause = "same_in_both_lists" // added and dropped at once
+	CausePrivileged    Cause = "privileged"         // privileged overrides both lists
+	CauseKernel        Cause = "unknown_to_kernel"  // newer than this kernel
+	CauseFile          Cause = "file_is_not_live"   // a manifest that is not what the cluster has
+)
