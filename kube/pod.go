@@ -1,0 +1,192 @@
+package kube
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// podList is a PodList with what is read of it.
+type podList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata"`
+	Items           []pod `json:"items"`
+}
+
+// pod is a Pod with what is read of it: what is not decoded is never held.
+type pod struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        metadata `json:"metadata"`
+	Spec            podSpec  `json:"spec"`
+}
+
+// metadata is the part of an object's metadata that is read. Secrets get into
+// annotations (kubectl's last-applied-configuration): only the kubelet's own are
+// decoded.
+type metadata struct {
+	Name              string    `json:"name"`
+	GenerateName      string    `json:"generateName"`
+	Namespace         string    `json:"namespace"`
+	UID               string    `json:"uid"`
+	ResourceVersion   string    `json:"resourceVersion"`
+	CreationTimestamp time.Time `json:"creationTimestamp"`
+	// What the kubelet notes on a static pod and on its mirror in the API server
+	// (pkg/kubelet/types/pod_update.go).
+	Annotations struct {
+		Hash   string `json:"kubernetes.io/config.hash"`
+		Mirror string `json:"kubernetes.io/config.mirror"`
+		Seen   string `json:"kubernetes.io/config.seen"`
+	} `json:"annotations"`
+}
+
+// podSpec is the part of a PodSpec that decides capabilities. Every field here is
+// one that may be shown: env, args and volumes stay out.
+// Source: k8s.io/api core/v1 types.go.
+type podSpec struct {
+	OS *struct {
+		Name string `json:"name"`
+	} `json:"os"`
+	HostUsers           *bool            `json:"hostUsers"`
+	RuntimeClassName    *string          `json:"runtimeClassName"`
+	SecurityContext     *securityContext `json:"securityContext"`
+	InitContainers      []container      `json:"initContainers"`
+	Containers          []container      `json:"containers"`
+	EphemeralContainers []container      `json:"ephemeralContainers"`
+}
+
+type container struct {
+	Name            string           `json:"name"`
+	RestartPolicy   *string          `json:"restartPolicy"`
+	SecurityContext *securityContext `json:"securityContext"`
+}
+
+// securityContext is a container's; a pod's has two of its fields.
+type securityContext struct {
+	Capabilities *struct {
+		Add  []string `json:"add"`
+		Drop []string `json:"drop"`
+	} `json:"capabilities"`
+	Privileged               *bool  `json:"privileged"`
+	AllowPrivilegeEscalation *bool  `json:"allowPrivilegeEscalation"`
+	RunAsUser                *int64 `json:"runAsUser"`
+	RunAsNonRoot             *bool  `json:"runAsNonRoot"`
+}
+
+// windows says that the pod runs on a node of another kind than any that is
+// looked at.
+func (p *podSpec) windows() bool { return p.OS != nil && p.OS.Name == "windows" }
+
+// containers takes what decides each container's capabilities. What it returns
+// beside them, if anything, says why they are not all.
+func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks string) {
+	var pod securityContext
+	if p.SecurityContext != nil {
+		pod = *p.SecurityContext
+	}
+	runtimeClass := ""
+	if p.RuntimeClassName != nil {
+		runtimeClass = clip(*p.RuntimeClassName)
+	}
+	for _, part := range []struct {
+		role       drift.Role
+		containers []container
+	}{
+		{drift.RoleInit, p.InitContainers}, {drift.RoleContainer, p.Containers}, {drift.RoleEphemeral, p.EphemeralContainers},
+	} {
+		for _, c := range part.containers {
+			if len(list) == maxContainers {
+				return list, fmt.Sprintf("only %d of its containers are kept", maxContainers)
+			}
+			security := drift.PodSecurity{
+				Role: part.role, Add: []string{}, Drop: []string{},
+				RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot != nil && *pod.RunAsNonRoot,
+				HostUsers: p.HostUsers, RuntimeClass: runtimeClass, Source: source,
+			}
+			if part.role == drift.RoleInit && c.RestartPolicy != nil && *c.RestartPolicy == "Always" {
+				security.Role = drift.RoleSidecar
+			}
+			if own := c.SecurityContext; own != nil {
+				security.Privileged = own.Privileged != nil && *own.Privileged
+				security.AllowPrivilegeEscalation = own.AllowPrivilegeEscalation
+				if own.RunAsUser != nil {
+					security.RunAsUser = own.RunAsUser
+				}
+				if own.RunAsNonRoot != nil {
+					security.RunAsNonRoot = *own.RunAsNonRoot
+				}
+				if own.Capabilities != nil {
+					if len(own.Capabilities.Add) > maxNames || len(own.Capabilities.Drop) > maxNames {
+						lacks = fmt.Sprintf("only %d names of a list of capabilities are kept", maxNames)
+					}
+					security.Add, security.Drop = names(own.Capabilities.Add), names(own.Capabilities.Drop)
+				}
+			}
+			list = append(list, drift.PodContainer{Name: clip(c.Name), Security: security})
+		}
+	}
+	return list, lacks
+}
+
+// names is a bounded copy, never nil.
+func names(given []string) []string {
+	kept := make([]string, min(len(given), maxNames))
+	for i := range kept {
+		kept[i] = clip(given[i])
+	}
+	return kept
+}
+
+// criUID is the uid by which the runtime knows a static pod: the kubelet's hash of
+// its manifest, which the mirror in the API server carries as an annotation.
+func (m *metadata) criUID() string {
+	if m.Annotations.Mirror != "" {
+		return clip(m.Annotations.Mirror)
+	}
+	return clip(m.Annotations.Hash)
+}
+
+// since is when the pod came to be known: a static pod has no creation time at
+// the kubelet, which notes when it saw it.
+func (m *metadata) since() time.Time {
+	if !m.CreationTimestamp.IsZero() {
+		return m.CreationTimestamp
+	}
+	seen, err := time.Parse(time.RFC3339Nano, m.Annotations.Seen)
+	if err != nil {
+		return time.Time{} // it does not say
+	}
+	return seen
+}
+
+// spec makes what a scan is told of a pod. What it returns beside it, if
+// anything, says why that is not all.
+func (m *metadata) spec(p *podSpec, source string) (spec drift.PodSpec, lacks string) {
+	spec = drift.PodSpec{
+		Pod:    drift.Pod{Namespace: clip(m.Namespace), Name: clip(m.Name), UID: clip(m.UID)},
+		CRIUID: m.criUID(), Source: source, Created: m.since(),
+	}
+	spec.Containers, lacks = p.containers(source)
+	return spec, lacks
+}
+
+// tell makes what a scan is told of all pods of a node.
+func tell(list []pod, source string) drift.Pods {
+	pods := drift.Pods{Source: source, Whole: true}
+	for i := range list {
+		p := &list[i]
+		if p.Spec.windows() {
+			continue
+		}
+		spec, lacks := p.Metadata.spec(&p.Spec, source)
+		if lacks != "" {
+			pods.Limits = append(pods.Limits, drift.Limit{
+				What: fmt.Sprintf("the pod spec of %s/%s", spec.Namespace, spec.Name), Why: lacks, Blind: true,
+			})
+		}
+		pods.Specs = append(pods.Specs, spec)
+	}
+	return pods
+}
