@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -18,10 +19,16 @@ type Runtime interface {
 	Inventory(ctx context.Context) (drift.Inventory, error)
 }
 
+// Pods tells what the pod specs of the node ask for.
+type Pods interface {
+	Pods(ctx context.Context) (drift.Pods, error)
+}
+
 // Host tells what the kernel holds.
 type Host interface {
 	Node() (drift.Node, []drift.Limit, error)
 	Sweep(ctx context.Context, containers []drift.Container) (drift.Sweep, error)
+	Process(pid int) (drift.Process, error)
 }
 
 // Scanner takes one look at one node and, where something is suspicious, more.
@@ -30,6 +37,9 @@ type Scanner struct {
 	Runtime Runtime // nil when none could be reached: then NoRuntime says why
 	// NoRuntime is the error that kept Runtime from being built.
 	NoRuntime error
+	Pods      Pods // nil when no pod specs are asked for: that layer is then unknown
+	// Given are settings of the runtime that are stated instead of learnt.
+	Given drift.Given
 	// Between is the time from one look to the next. A runtime's own stages hold
 	// full capabilities in the container's cgroup for milliseconds at every
 	// start and exec, so a suspicion counts only when it is still there.
@@ -76,7 +86,7 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 
 	report := drift.Report{
 		Schema: drift.Schema, Node: node, Runtime: current.runtime, TakenAt: started.UTC(),
-		Containers: current.sweep.Containers, Findings: []drift.Finding{},
+		Containers: current.sweep.Containers, Findings: []drift.Finding{}, Expectations: current.expectations,
 		Coverage: drift.Coverage{
 			Processes: current.sweep.Processes, Threads: current.sweep.Threads,
 			Limits: append(append(append([]drift.Limit{}, limits...), current.limits...), current.sweep.Limits...),
@@ -105,12 +115,31 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 	return report, nil
 }
 
+// held returns what the runtime's own process holds, nil when that cannot be read:
+// it is then learnt from what the runtime made. A pid that is one of a container's
+// was told in another pid namespace than /proc is of.
+func (s Scanner) held(daemon int, containers []drift.Container) *capdecode.Set {
+	inside := slices.ContainsFunc(containers, func(c drift.Container) bool {
+		return slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == daemon })
+	})
+	if daemon == 0 || inside {
+		return nil
+	}
+	process, err := s.Host.Process(daemon)
+	if err != nil {
+		return nil
+	}
+	return &process.Caps.Effective
+}
+
 // look is what one look saw.
 type look struct {
 	runtime    *drift.Runtime
 	sweep      drift.Sweep
 	limits     []drift.Limit
 	candidates []drift.Finding
+
+	expectations drift.Expectations
 }
 
 // look asks the runtime and reads /proc once.
@@ -128,6 +157,7 @@ func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
 		return look{}, fmt.Errorf("reading the processes: %w", err)
 	}
 	seen.sweep = sweep
+	seen.limits = append(seen.limits, s.join(ctx, sweep.Containers)...)
 	if failure != nil {
 		seen.limits = append(seen.limits, drift.Limit{
 			What: "what was declared for any container", Why: failure.Error(), Blind: true,
@@ -146,7 +176,33 @@ func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
 		}
 		seen.candidates = append(seen.candidates, drift.Compare(node, *c)...)
 	}
+	if failure == nil {
+		s.hops(node, inventory.Runtime, &seen)
+	}
 	return seen, nil
+}
+
+// join adds the pod specs' layer. They are asked for after the runtime, because a
+// pod is known before its containers run.
+func (s Scanner) join(ctx context.Context, containers []drift.Container) []drift.Limit {
+	if s.Pods == nil {
+		return nil
+	}
+	pods, err := s.Pods.Pods(ctx)
+	if err != nil {
+		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true}}
+	}
+	return drift.Join(containers, pods)
+}
+
+// hops compares the layers before the kernel.
+func (s Scanner) hops(node drift.Node, runtime drift.Runtime, seen *look) {
+	seen.expectations = drift.Expect(node, runtime, s.held(runtime.PID, seen.sweep.Containers), s.Given, seen.sweep.Containers)
+	seen.limits = append(seen.limits, seen.expectations.Limits()...)
+	seen.candidates = append(seen.candidates, seen.expectations.Findings()...)
+	for _, c := range seen.sweep.Containers {
+		seen.candidates = append(seen.candidates, drift.Hops(node, seen.expectations, c)...)
+	}
 }
 
 // unsettled tells whether another look could say more: something suspicious is

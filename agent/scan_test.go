@@ -48,6 +48,8 @@ func (h *host) Sweep(_ context.Context, given []drift.Container) (drift.Sweep, e
 	return look, nil
 }
 
+func (h *host) Process(int) (drift.Process, error) { return drift.Process{}, errors.New("not read") }
+
 type runtime struct {
 	inventory drift.Inventory
 	err       error

@@ -3,11 +3,11 @@
 // for the containers that no pod explains.
 //
 // Read it in this order: [Connect] finds the runtime, [Client.Inventory] asks
-// it, info.go and spec.go decode its answers, containerd.go looks beside the CRI.
+// it, info.go, spec.go and config.go decode its answers, containerd.go looks beside the CRI.
 //
 // # Promises
 //
-// Only calls that read are made: Version, the lists and the statuses, and List
+// Only calls that read are made: Version, Status, the lists and the statuses, and List
 // and Get of containerd's API. Every call has a deadline and a bound on the size
 // of its answer. The environment and the arguments of a container, which a
 // verbose status carries, are never decoded, returned or quoted in an error.
@@ -23,9 +23,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -65,7 +67,7 @@ const maxList = 16 << 20
 // Options say which runtime to ask, and how. The zero value finds one.
 type Options struct {
 	Endpoint string        // unix:///run/containerd/containerd.sock or a path; empty to look in the usual places
-	Root     string        // where the usual places are looked for; empty for /
+	Root     string        // of the node's files: the usual places and the bundles are below it; empty for /
 	Timeout  time.Duration // of each call; 10 s when zero
 	Parallel int           // status calls under way at once; 16 when zero
 }
@@ -74,15 +76,18 @@ type Options struct {
 // taken one after the other.
 type Client struct {
 	path     string
+	root     string        // of the node's files, where bundles are
+	peer     *atomic.Int64 // the pid that listens on the socket; 0 when it cannot be told
 	conn     *grpc.ClientConn
 	cri      runtimeapi.RuntimeServiceClient
 	timeout  time.Duration
 	parallel int
 	passed   []drift.Limit // further runtimes on this node, which are not asked
 
-	mu    sync.Mutex
-	large sync.Mutex       // held by the one status call that may be large
-	known map[string]facts // by [subject.key]: what a status told, once per container
+	mu      sync.Mutex
+	bundles string           // where the bundles' config.json are, %s for the id; empty when not known
+	large   sync.Mutex       // held by the one status call that may be large
+	known   map[string]facts // by [subject.key]: what a status told, once per container
 }
 
 // Connect opens the endpoint, or the first of the usual places where a runtime
@@ -161,10 +166,13 @@ func connect(ctx context.Context, path string, o Options) (*Client, error) {
 	if err := probe(ctx, path, o.Timeout); err != nil {
 		return nil, err
 	}
+	peer := new(atomic.Int64)
 	// Not the unix: resolver of gRPC, which would take a path for a URL.
 	conn, err := grpc.NewClient("passthrough:///localhost",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
+			socket, err := new(net.Dialer).DialContext(ctx, "unix", path)
+			peer.Store(int64(listener(socket))) // a runtime that restarts is another process
+			return socket, err
 		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
@@ -180,7 +188,7 @@ func connect(ctx context.Context, path string, o Options) (*Client, error) {
 		return nil, fmt.Errorf("cannot open %s: %w", path, err)
 	}
 	c := &Client{
-		path: path, conn: conn, cri: runtimeapi.NewRuntimeServiceClient(conn),
+		path: path, root: o.Root, peer: peer, conn: conn, cri: runtimeapi.NewRuntimeServiceClient(conn),
 		timeout: o.Timeout, parallel: o.Parallel,
 	}
 	if _, err := c.version(ctx); err != nil {
@@ -209,6 +217,7 @@ func (c *Client) version(ctx context.Context) (drift.Runtime, error) {
 	}
 	return drift.Runtime{
 		Name: clip(answer.GetRuntimeName()), Version: clip(answer.GetRuntimeVersion()), Endpoint: c.endpoint(),
+		PID: int(c.peer.Load()),
 	}, nil
 }
 
@@ -234,6 +243,29 @@ func probe(ctx context.Context, path string, timeout time.Duration) error {
 		advice = "nobody listens there: start the runtime, or " + advice
 	}
 	return fmt.Errorf("cannot open %s: %w; %s", path, err, advice)
+}
+
+// listener returns the pid of the process that listens on the socket, in this
+// process's pid namespace, and 0 when it is in none that can be seen from here;
+// SO_PEERCRED, unix(7).
+func listener(socket net.Conn) (pid int) {
+	conn, ok := socket.(*net.UnixConn)
+	if !ok {
+		return 0
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	err = raw.Control(func(fd uintptr) {
+		if peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(peer.Pid)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return pid
 }
 
 // What a call can fail with that callers tell apart.

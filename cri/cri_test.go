@@ -220,7 +220,7 @@ func TestOnlyReads(t *testing.T) {
 	server, client := serve(t, node)
 	inventory(t, client)
 	inventory(t, client)
-	allowed := []string{"ContainerStatus", "ListContainers", "ListPodSandbox", "PodSandboxStatus", "Version", "containers.Get", "namespaces.List", "tasks.List"}
+	allowed := []string{"ContainerStatus", "ListContainers", "ListPodSandbox", "PodSandboxStatus", "Status", "Version", "containers.Get", "namespaces.List", "tasks.List"}
 	called := server.Calls()
 	slices.Sort(called)
 	if called = slices.Compact(called); !slices.Equal(called, allowed) {

@@ -24,7 +24,8 @@ type facts struct {
 	cgroupPath string
 	cri        *drift.CRI
 	oci        *drift.OCI
-	missing    []string // why this is not all
+	bundle     *drift.OCI // what the OCI runtime read, where it could be read
+	missing    []string   // why this is not all
 }
 
 func (f *facts) lacks(what string) { f.missing = append(f.missing, what) }
@@ -47,18 +48,58 @@ type info struct {
 }
 
 // config is the part of the CRI ContainerConfig that decides capabilities.
-// False and empty fields are absent from it.
+// False, zero and empty fields are absent from it.
 type config struct {
 	Linux struct {
 		SecurityContext struct {
 			Capabilities struct {
-				Add  []string `json:"add_capabilities"`
-				Drop []string `json:"drop_capabilities"`
+				Add        []string `json:"add_capabilities"`
+				Drop       []string `json:"drop_capabilities"`
+				AddAmbient []string `json:"add_ambient_capabilities"`
 			} `json:"capabilities"`
 			Privileged      bool `json:"privileged"`
 			NoNewPrivileges bool `json:"no_new_privs"`
+			RunAsUser       *struct {
+				Value int64 `json:"value"` // absent for root
+			} `json:"run_as_user"`
+			NamespaceOptions struct {
+				UserNamespace *struct {
+					Mode int `json:"mode"` // absent for POD, which is a namespace of its own; NODE is 2
+				} `json:"userns_options"`
+			} `json:"namespace_options"`
 		} `json:"security_context"`
 	} `json:"linux"`
+}
+
+// layer makes the CRI layer of a config, bounded.
+func (f *facts) layer(c *config) *drift.CRI {
+	security := c.Linux.SecurityContext
+	layer := drift.CRI{
+		Add:        f.bound(security.Capabilities.Add, maxDeclared, "added capabilities of the CRI config"),
+		Drop:       f.bound(security.Capabilities.Drop, maxDeclared, "dropped capabilities of the CRI config"),
+		AddAmbient: f.bound(security.Capabilities.AddAmbient, maxDeclared, "ambient capabilities of the CRI config"),
+		Privileged: security.Privileged, NoNewPrivileges: security.NoNewPrivileges,
+		UserNamespace: security.NamespaceOptions.UserNamespace != nil && security.NamespaceOptions.UserNamespace.Mode == 0,
+	}
+	if security.RunAsUser != nil {
+		layer.RunAsUser = &security.RunAsUser.Value
+	}
+	return &layer
+}
+
+// DecodeContainerConfig reads a CRI ContainerConfig in JSON, as crictl takes it
+// and as containerd shows it in a verbose status. An error never quotes it.
+func DecodeContainerConfig(text []byte) (drift.CRI, error) {
+	c, err := decode[config](text)
+	if err != nil {
+		return drift.CRI{}, fmt.Errorf("the CRI container config %w", err)
+	}
+	var f facts
+	layer := f.layer(&c)
+	if len(f.missing) > 0 {
+		return drift.CRI{}, errors.New("the CRI container config is too long: " + strings.Join(f.missing, "; "))
+	}
+	return *layer, nil
 }
 
 // binaryName is one field of runtimeOptions, whose form is each shim's own: what
@@ -105,12 +146,7 @@ func decodeInfo(answer map[string]string) (facts, error) {
 	f := facts{pid: in.PID, image: clip(in.Image), shim: clip(in.RuntimeType), binary: string(in.RuntimeOptions)}
 	f.take(in.RuntimeSpec)
 	if in.Config != nil {
-		security := in.Config.Linux.SecurityContext
-		f.cri = &drift.CRI{
-			Add:        f.bound(security.Capabilities.Add, maxDeclared, "added capabilities of the CRI config"),
-			Drop:       f.bound(security.Capabilities.Drop, maxDeclared, "dropped capabilities of the CRI config"),
-			Privileged: security.Privileged, NoNewPrivileges: security.NoNewPrivileges,
-		}
+		f.cri = f.layer(in.Config)
 	}
 	return f, nil
 }

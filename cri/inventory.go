@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -44,6 +45,7 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 	if err != nil {
 		return drift.Inventory{}, err
 	}
+	c.configure(ctx, &runtime)
 	// Containers before sandboxes: those of each one listed are then there too.
 	all, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{})
 	if err != nil {
@@ -95,6 +97,7 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 				ID: container.GetId(), Name: clip(container.GetMetadata().GetName()), Managed: new(true),
 				Image: clip(cmp.Or(container.GetImage().GetUserSpecifiedImage(), container.GetImage().GetImage(), container.GetImageRef())),
 				Pod:   podOf(sandbox, container.GetLabels()), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
+				Created: createdAt(sandbox),
 			},
 			sandboxID: container.GetPodSandboxId(), key: container.GetId(), ask: c.askContainer(container.GetId()),
 		})
@@ -129,6 +132,14 @@ func podOf(sandbox *runtimeapi.PodSandbox, labels map[string]string) *drift.Pod 
 	return &pod
 }
 
+// createdAt is when the sandbox was made, zero when no sandbox tells.
+func createdAt(sandbox *runtimeapi.PodSandbox) time.Time {
+	if sandbox.GetCreatedAt() == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, sandbox.GetCreatedAt())
+}
+
 func (c *Client) askContainer(id string) func(context.Context) (facts, error) {
 	return func(ctx context.Context) (facts, error) {
 		answer, err := patient(ctx, c, c.cri.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
@@ -139,7 +150,11 @@ func (c *Client) askContainer(id string) func(context.Context) (facts, error) {
 		if answer.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			return facts{}, errVanished
 		}
-		return decodeInfo(answer.GetInfo())
+		f, err := decodeInfo(answer.GetInfo())
+		if err == nil {
+			f.bundle = c.bundle(id)
+		}
+		return f, err
 	}
 }
 
@@ -240,8 +255,8 @@ func conclude(subjects []*subject) []drift.Container {
 		container.Name = cmp.Or(container.Name, s.facts.name, container.ID)
 		container.Image = cmp.Or(container.Image, s.facts.image)
 		container.InitPID = cmp.Or(container.InitPID, s.facts.pid)
-		container.CgroupPath = s.facts.cgroupPath
-		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci}
+		container.CgroupPath, container.Binary = s.facts.cgroupPath, s.facts.binary
+		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle}
 		container.Observation = drift.Observed
 		guest := s.facts.unsupported(container.RuntimeHandler)
 		switch {

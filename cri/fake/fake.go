@@ -39,6 +39,7 @@ type Node struct {
 	APIVersion string // v1 when empty; with v1alpha2, CRI v1 is not served at all
 	Containers []*Container
 	Sandboxes  []*Sandbox
+	Config     string             // in a verbose Status; empty: none is given
 	Tasks      map[string][]*Task // by containerd namespace; nil: containerd's API is not served
 
 	// Before is called, when set, before each call is answered, with the method's
@@ -267,6 +268,16 @@ func (s criService) Version(context.Context, *runtimeapi.VersionRequest) (*runti
 		api = "v1"
 	}
 	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: s.fake.node.Name, RuntimeVersion: s.fake.node.Version, RuntimeApiVersion: api}, nil
+}
+
+func (s criService) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	s.fake.mu.Lock()
+	defer s.fake.mu.Unlock()
+	answer := &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{}}
+	if s.fake.node.Config != "" {
+		answer.Info = map[string]string{"config": s.fake.node.Config}
+	}
+	return answer, nil
 }
 
 func (s criService) ListContainers(_ context.Context, request *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
