@@ -19,9 +19,10 @@ var arrows = map[string]struct {
 	"drift":        {[]string{"capdecode"}, "the comparison is pure: kernel, socket and clock stay outside"},
 	"proc":         {[]string{"drift", "capdecode"}, "reading /proc knows no runtime"},
 	"cri":          {[]string{"drift", "capdecode"}, "asking a runtime knows no /proc"},
+	"kube":         {[]string{"drift", "capdecode"}, "where pod specs come from knows neither the runtime nor /proc"},
 	"cri/fake":     {[]string{}, "what tests replay is the wire, not our reading of it"},
 	"agent":        {[]string{"drift", "capdecode"}, "the order of things knows neither the CRI nor /proc, only the interfaces it declares"},
-	"cmd/capdrift": {[]string{"agent", "capdecode", "cri", "drift", "proc"}, "the one place that sees everything"},
+	"cmd/capdrift": {[]string{"agent", "capdecode", "cri", "drift", "kube", "proc"}, "the one place that sees everything"},
 }
 
 // pure rooms may not touch the world at all.

@@ -29,9 +29,9 @@ type outputOptions struct {
 // reportFormats is the registry of `-o`: adding a format is one function and
 // one line here.
 var reportFormats = map[string]func(io.Writer, drift.Report) error{
-	"json":  writeJSON,
+	"json":  writeJSON[drift.Report],
 	"jsonl": writeJSONLines,
-	"yaml":  writeYAML,
+	"yaml":  writeYAML[drift.Report],
 	"csv":   writeCSV,
 }
 
@@ -79,10 +79,11 @@ func (o *outputOptions) colored(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-func writeJSON(w io.Writer, report drift.Report) error {
+// writeJSON writes whatever a command has to say, indented.
+func writeJSON[T any](w io.Writer, said T) error {
 	encoder := json.NewEncoder(escapingWriter{w, false})
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(report)
+	return encoder.Encode(said)
 }
 
 // writeJSONLines writes one object a line, each with the schema and a type: the
@@ -118,9 +119,9 @@ func writeJSONLines(w io.Writer, report drift.Report) error {
 
 // writeYAML goes by way of the escaped JSON: YAML's reader refuses the control
 // characters that a process may have in its name.
-func writeYAML(w io.Writer, report drift.Report) error {
+func writeYAML[T any](w io.Writer, said T) error {
 	var text bytes.Buffer
-	if err := json.NewEncoder(escapingWriter{&text, true}).Encode(report); err != nil {
+	if err := json.NewEncoder(escapingWriter{&text, true}).Encode(said); err != nil {
 		return err
 	}
 	converted, err := yaml.JSONToYAML(text.Bytes())

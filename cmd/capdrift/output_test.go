@@ -135,8 +135,8 @@ func TestStructuredTextIsSafeToLookAt(t *testing.T) {
 		read  func([]byte, any) error
 		raw   []string
 	}{
-		"JSON": {writeJSON, json.Unmarshal, []string{"\u009b", "\u0085", "\u202e", "\U000e0041", "\x1b", "\r", "\a", "\x7f"}},
-		"YAML": {writeYAML, func(text []byte, to any) error { return yaml.Unmarshal(text, to) }, []string{"\u009b", "\x1b", "\r", "\a", "\x7f"}},
+		"JSON": {writeJSON[drift.Report], json.Unmarshal, []string{"\u009b", "\u0085", "\u202e", "\U000e0041", "\x1b", "\r", "\a", "\x7f"}},
+		"YAML": {writeYAML[drift.Report], func(text []byte, to any) error { return yaml.Unmarshal(text, to) }, []string{"\u009b", "\x1b", "\r", "\a", "\x7f"}},
 	} {
 		var out bytes.Buffer
 		if err := format.write(&out, drift.Report{Node: drift.Node{Name: hostile}}); err != nil {

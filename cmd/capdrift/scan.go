@@ -1,44 +1,27 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/capdrift/capdrift/agent"
-	"github.com/capdrift/capdrift/cri"
 	"github.com/capdrift/capdrift/drift"
-	"github.com/capdrift/capdrift/proc"
 )
 
 // scanOptions are the flags of `capdrift scan`.
 type scanOptions struct {
-	endpoint   string
-	hostRoot   string
-	nodeName   string
-	criTimeout time.Duration
-	threads    string
-	failOn     string
+	lookOptions
 
+	failOn    string
 	namespace string
 	container string
 	pid       int
 
 	output outputOptions
 }
-
-// threadBudget is how many threads beside their leaders `--threads=auto` reads
-// in one sweep: more than an ordinary node runs, and no more than a second's work.
-const threadBudget = 20_000
-
-// betweenLooks is the time between two looks at something suspicious.
-const betweenLooks = time.Second
 
 func scanCommand() *cobra.Command {
 	var o scanOptions
@@ -64,18 +47,13 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd) })(cmd, args)
 		},
 	}
+	o.addFlags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&o.endpoint, "cri-endpoint", "", "the runtime's CRI socket, unix:///path (default: found among the usual places)")
-	flags.StringVar(&o.hostRoot, "host-root", "/", "where the host's root, or at least its /proc and /sys/fs/cgroup, is mounted")
-	flags.StringVar(&o.nodeName, "node-name", "", "what to call this node in the report (default: its host name, which in a pod is the pod's: give spec.nodeName there)")
-	flags.DurationVar(&o.criTimeout, "cri-timeout", 10*time.Second, "how long one call to the runtime may take")
-	flags.StringVar(&o.threads, "threads", "auto", "read the capabilities of threads: auto (all but on nodes with very many), always, never")
 	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when a finding is at or above this severity: critical, high, medium, low, info")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "show only containers of pods in this namespace")
 	flags.StringVar(&o.container, "container", "", "show only containers with this name, or whose id starts so")
 	flags.IntVar(&o.pid, "pid", 0, "show only the container of this process, and only this process")
 	o.output.addFlags(flags)
-	complete(cmd, "threads", "auto", "always", "never")
 	complete(cmd, "fail-on", severityNames()...)
 	complete(cmd, "output", outputNames()...)
 	complete(cmd, "color", "auto", "always", "never")
@@ -97,8 +75,8 @@ func severityNames() []string {
 }
 
 func (o *scanOptions) validate() error {
-	if !slices.Contains([]string{"auto", "always", "never"}, o.threads) {
-		return fmt.Errorf("--threads=%s: want auto, always or never", o.threads)
+	if err := o.lookOptions.validate(); err != nil {
+		return err
 	}
 	if o.failOn != "" && !slices.Contains(severityNames(), o.failOn) {
 		return fmt.Errorf("--fail-on=%s: want one of %s", o.failOn, strings.Join(severityNames(), ", "))
@@ -106,40 +84,14 @@ func (o *scanOptions) validate() error {
 	if o.pid < 0 {
 		return fmt.Errorf("--pid=%d: want a process id", o.pid)
 	}
-	if o.criTimeout <= 0 {
-		return fmt.Errorf("--cri-timeout=%s: want a time above zero", o.criTimeout)
-	}
 	return o.output.validate()
 }
 
 // run scans, prints, and turns what was found into the exit status.
 func (o *scanOptions) run(cmd *cobra.Command) error {
-	scanner := agent.Scanner{
-		Host:    proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget()}),
-		Between: betweenLooks,
-		Now:     time.Now,
-		Wait:    wait,
-	}
-	client, err := cri.Connect(cmd.Context(), cri.Options{Endpoint: o.endpoint, Root: o.hostRoot, Timeout: o.criTimeout})
-	switch {
-	case errors.Is(err, cri.ErrEndpoint):
-		return usageError{fmt.Errorf("--cri-endpoint: %w", err)}
-	case err != nil:
-		scanner.NoRuntime = err
-	default:
-		defer client.Close()
-		scanner.Runtime = client
-	}
-
-	report, err := scanner.Scan(cmd.Context())
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w; if the node's /proc and /sys/fs/cgroup are mounted elsewhere, name their root with --host-root", err)
-	case err != nil:
+	report, err := o.look(cmd.Context(), o.host())
+	if err != nil {
 		return err
-	}
-	if o.nodeName != "" {
-		report.Node.Name = o.nodeName
 	}
 	shown := o.filter(report)
 	worst := worstFinding(shown.Findings)
@@ -160,16 +112,6 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	return nil
 }
 
-func (o *scanOptions) threadBudget() int {
-	switch o.threads {
-	case "always":
-		return -1
-	case "never":
-		return 0
-	}
-	return threadBudget
-}
-
 func (o *scanOptions) threshold() drift.Severity {
 	var severity drift.Severity
 	if err := severity.UnmarshalText([]byte(o.failOn)); err != nil {
@@ -184,18 +126,6 @@ func worstFinding(findings []drift.Finding) drift.Severity {
 		worst = max(worst, finding.Severity)
 	}
 	return worst
-}
-
-// wait returns after the duration, or earlier with the context's error.
-func wait(ctx context.Context, duration time.Duration) error {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 func (o *scanOptions) filtering() bool { return o.namespace != "" || o.container != "" || o.pid != 0 }
@@ -230,7 +160,8 @@ func (o *scanOptions) filter(report drift.Report) drift.Report {
 		}
 	}
 	for _, finding := range report.Findings {
-		if kept[finding.ContainerID] && (o.pid == 0 || finding.PID == 0 || finding.PID == o.pid) {
+		about := kept[finding.ContainerID] || finding.ContainerID == "" // a handler, perhaps theirs
+		if about && (o.pid == 0 || finding.PID == 0 || finding.PID == o.pid) {
 			findings = append(findings, finding)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -82,7 +83,7 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 	}
 	slices.SortStableFunc(findings, func(a, b drift.Finding) int { return worst[podOf(a.Pod)] - worst[podOf(b.Pod)] })
 
-	writer := t.newWriter(pretty.Row{"severity", "pod", "container", "pid", "process", "finding", "capabilities"})
+	writer := t.newWriter(pretty.Row{"severity", "pod", "container", "pid", "process", "hop", "finding", "capabilities"})
 	for _, finding := range findings {
 		container, process := name(report, finding)
 		pid := ""
@@ -92,9 +93,17 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 		if finding.TID != 0 {
 			pid += "/" + strconv.Itoa(finding.TID)
 		}
-		writer.AppendRow(pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, string(finding.Kind), brief(finding.Capabilities)})
+		writer.AppendRow(pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, hop(finding), string(finding.Kind), brief(finding.Capabilities)})
 	}
 	return trimLines(writer.Render())
+}
+
+// hop names where reality left the declaration.
+func hop(finding drift.Finding) string {
+	if finding.From == "" {
+		return string(finding.Layer)
+	}
+	return string(finding.From) + "→" + string(finding.Layer)
 }
 
 func (t table) severity(s drift.Severity) string {
@@ -110,7 +119,10 @@ func (t table) severity(s drift.Severity) string {
 // name returns what to call the finding's container and process.
 func name(report drift.Report, finding drift.Finding) (container, process string) {
 	container = printable(finding.Container)
-	if container == "" {
+	switch {
+	case finding.ContainerID == "" && finding.Layer == drift.LayerOCI: // all of a runtime handler
+		container = "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
+	case container == "":
 		container = shortID(finding.ContainerID)
 	}
 	for _, c := range report.Containers {
@@ -150,32 +162,61 @@ func brief(set capdecode.Set) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
 }
 
-// explain says once for each kind what it means, by its first finding, and once
+// reason is what findings are explained by: each kind once for each cause.
+// What is pasted differs from container to container, so each is shown.
+type reason struct {
+	kind  drift.Kind
+	cause drift.Cause
+	paste string
+}
+
+func reasonOf(f drift.Finding) reason { return reason{f.Kind, f.Cause, f.Paste} }
+
+func countReason(findings []drift.Finding, why reason) (n int) {
+	for _, finding := range findings {
+		if why == reasonOf(finding) {
+			n++
+		}
+	}
+	return n
+}
+
+// explain says once for each reason what it means, by its first finding, and once
 // for all that need the same what to do.
 func (t table) explain(out *strings.Builder, findings []drift.Finding) {
-	var remedies []string
+	var remedies []drift.Finding // one for each remedy
 	meanings := make(map[string][]string)
-	told := make(map[drift.Kind]bool)
+	told := make(map[reason]bool)
 	for _, finding := range findings {
-		if told[finding.Kind] {
+		why := reasonOf(finding)
+		if told[why] {
 			continue
 		}
-		told[finding.Kind] = true
+		told[why] = true
 		others := ""
-		if n := count(findings, finding.Kind) - 1; n > 0 {
+		if n := countReason(findings, why) - 1; n > 0 {
 			others = fmt.Sprintf(" (and %d more)", n)
 		}
-		if meanings[finding.Remedy] == nil {
-			remedies = append(remedies, finding.Remedy)
+		key := finding.Remedy + finding.Paste
+		if meanings[key] == nil {
+			remedies = append(remedies, finding)
 		}
-		meanings[finding.Remedy] = append(meanings[finding.Remedy], fmt.Sprintf("%s: %s%s.", finding.Kind, finding.Message, others))
+		meanings[key] = append(meanings[key], fmt.Sprintf("%s: %s%s.", finding.Kind, finding.Message, others))
 	}
-	for _, remedy := range remedies {
-		for _, meaning := range meanings[remedy] {
+	for _, finding := range remedies {
+		for _, meaning := range meanings[finding.Remedy+finding.Paste] {
 			paragraph(out, "", meaning)
 		}
-		paragraph(out, "  → ", remedy)
+		paragraph(out, "  → ", finding.Remedy)
+		pasted(out, finding.Paste)
 		fmt.Fprintln(out)
+	}
+}
+
+// pasted writes YAML as it is, moved to the right.
+func pasted(out *strings.Builder, yaml string) {
+	for line := range strings.Lines(yaml) {
+		fmt.Fprintf(out, "        %s\n", printable(strings.TrimSuffix(line, "\n")))
 	}
 }
 

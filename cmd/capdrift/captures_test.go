@@ -1,0 +1,73 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/capdrift/capdrift/cri"
+	"github.com/capdrift/capdrift/cri/fake"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// held is what the recorded runtimes' own processes held: all but SYS_RESOURCE.
+const held = 0x1fffeffffff
+
+// declaredTo returns the containers of a recorded runtime by the name of their case.
+func declaredTo(t *testing.T, runtime string) map[string]drift.Declared {
+	t.Helper()
+	node, err := fake.Load(filepath.Join(captures, runtime))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := fake.Serve(t, node)
+	client, err := cri.Connect(t.Context(), cri.Options{Endpoint: server.Endpoint})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	inventory, err := client.Inventory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := make(map[string]drift.Declared)
+	for _, c := range inventory.Containers {
+		cases[c.Name] = c.Declared
+	}
+	return cases
+}
+
+// TestPredictionsAgreeWithCaptures holds the hop CRI → OCI against what real
+// runtimes made of the same twenty orders. CRI-O hides its orders; they are those
+// that containerd was given in the case of the same name.
+func TestPredictionsAgreeWithCaptures(t *testing.T) {
+	orders := declaredTo(t, "containerd-2.4.2")
+	if len(orders) != 20 {
+		t.Fatalf("%d recorded cases, want 20", len(orders))
+	}
+	for runtime, recorded := range map[string]string{drift.Containerd: "containerd-2.4.2", drift.CRIO: "cri-o-1.37.0"} {
+		made := declaredTo(t, recorded)
+		for name, order := range orders {
+			settings := drift.Stock(runtime, 40)
+			settings.Held = held
+			want, err := drift.PredictOCI(runtime, *order.CRI, settings)
+			got := made[name].OCI
+			if got == nil {
+				// The runtime refused. It was predicted to, or it gave what the machine
+				// that it ran on could not.
+				if _, missing := os.Stat(filepath.Join(captures, recorded, name, "error.txt")); missing != nil {
+					t.Errorf("%s %s: neither recorded nor refused", recorded, name)
+				}
+				if !errors.Is(err, drift.ErrRefused) && want.Bounding.Within(held) {
+					t.Errorf("%s %s was refused; predicted %+v, %v", recorded, name, want, err)
+				}
+				continue
+			}
+			if err != nil || want.Sets != got.Sets || want.NoNewPrivileges != got.NoNewPrivileges || want.UserNamespace != got.UserNamespace ||
+				order.CRI.RunAsUser != nil && want.UID != got.UID || len(want.UnknownNames) != len(got.UnknownNames) {
+				t.Errorf("%s %s: predicted %+v (%v), recorded %+v", recorded, name, want, err, *got)
+			}
+		}
+	}
+}
