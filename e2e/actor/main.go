@@ -37,12 +37,15 @@
 //	ready           print the line "ready"
 //	sleep           wait for SIGTERM
 //	exit            leave at once
+//
+// Under other names it is a wrapper of the OCI runtime (wrapper.go).
 package main
 
 import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -53,6 +56,13 @@ import (
 func init() { runtime.LockOSThread() }
 
 func main() {
+	if role, ok := roles[filepath.Base(os.Args[0])]; ok {
+		if err := role(); err != nil {
+			fmt.Fprintln(os.Stderr, "actor:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) == 2 && os.Args[1] == "exit" {
 		return // the churn's children: no signal handling, no threads beyond need
 	}
@@ -67,6 +77,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, "actor:", err)
 		os.Exit(1)
 	}
+}
+
+// roles are what the actor is under other names.
+var roles = map[string]func() error{
+	wrapperName: wrap,
 }
 
 // A step gets the text after "=" and the steps that follow it.

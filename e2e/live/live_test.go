@@ -179,7 +179,7 @@ type container struct {
 			Add, Drop                   []string
 			Privileged, NoNewPrivileges bool
 		}
-		OCI *struct {
+		OCI, Bundle *struct {
 			Bounding, Permitted capSet
 			NoNewPrivileges     bool
 			UnknownNames        []string
@@ -207,12 +207,14 @@ type capSet struct {
 }
 
 type finding struct {
-	Kind, Severity, Layer string
-	ContainerID           string
-	Pid, Tid              int
-	Set                   string
-	Capabilities          []string
-	Message, Remedy       string
+	Kind, Severity         string
+	From, Layer, Cause     string
+	RuntimeHandler         string
+	ContainerID            string
+	Pid, Tid               int
+	Set                    string
+	Capabilities           []string
+	Message, Remedy, Paste string
 }
 
 func (f finding) alarming() bool { return f.Severity == "critical" || f.Severity == "high" }

@@ -50,6 +50,9 @@ type Config struct {
 	// Systemd lets runc ask systemd for cgroups, as most kubelets have it; the machine must
 	// be booted with it. Pods are then in kubepods.slice.
 	Systemd bool
+	// NetworkPlugin is a program that answers as a CNI plugin, NoNetwork for one. Without any
+	// all pods must have the host's network.
+	NetworkPlugin string
 }
 
 // Node is a running containerd and what was started on it.
@@ -84,6 +87,9 @@ func (n *Node) socket() string { return filepath.Join(n.Root, "run", "containerd
 
 // Endpoint is the CRI endpoint, "unix://…".
 func (n *Node) Endpoint() string { return "unix://" + n.socket() }
+
+// RuntimePid is the pid of containerd itself.
+func (n *Node) RuntimePid() int { return n.daemon.Process.Pid }
 
 // SocketDir is the folder that holds nothing but the runtime's sockets.
 func (n *Node) SocketDir() string { return filepath.Dir(n.socket()) }
@@ -123,6 +129,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 		}
 	}()
 	go n.keepReaping()
+	if err := n.makeHandlers(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.startDaemon(); err != nil {
 		return nil, err
 	}
@@ -160,7 +169,9 @@ func makeRoot(parent string) (string, *os.File, error) {
 
 // restrict_oom_score_adj: where the machine lacks CAP_SYS_RESOURCE every sandbox dies
 // without it, because the pause container asks for a lower score than containerd has.
-var configTemplate = template.Must(template.New("").Parse(`version = 3
+//
+// Version 2 is what containerd 1.7 reads; 2.x migrates it (docs/man/containerd-config.toml.5.md).
+var configTemplate = template.Must(template.New("").Parse(`version = 2
 root = '{{.Root}}/containerd'
 state = '{{.Root}}/state'
 
@@ -171,17 +182,37 @@ state = '{{.Root}}/state'
 [timeouts]
   'io.containerd.timeout.task.state' = '{{.TaskState}}'
 
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = '{{.Image}}'
-
-[plugins.'io.containerd.cri.v1.runtime']
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = '{{.Image}}'
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
 
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+[plugins.'io.containerd.grpc.v1.cri'.cni]
+  bin_dir = '{{.CNI}}'
+  conf_dir = '{{.CNI}}'
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
   runtime_type = 'io.containerd.runc.v2'
 
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
   BinaryName = '{{.Runc}}'
+  Root = '{{.RuncRoot}}'
+  SystemdCgroup = {{.Systemd}}
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{{.WideHandler}}]
+  runtime_type = 'io.containerd.runc.v2'
+  base_runtime_spec = '{{.BaseSpec}}'
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{{.WideHandler}}.options]
+  BinaryName = '{{.Runc}}'
+  Root = '{{.RuncRoot}}'
+  SystemdCgroup = {{.Systemd}}
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{{.WrappedHandler}}]
+  runtime_type = 'io.containerd.runc.v2'
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{{.WrappedHandler}}.options]
+  BinaryName = '{{.Wrapper}}'
   Root = '{{.RuncRoot}}'
   SystemdCgroup = {{.Systemd}}
 `))
@@ -190,10 +221,14 @@ state = '{{.Root}}/state'
 func (n *Node) runcRoot() string { return filepath.Join(n.Root, "runc") }
 
 func (n *Node) startDaemon() error {
+	if err := n.addNetwork(); err != nil {
+		return err
+	}
 	var config bytes.Buffer
 	err := configTemplate.Execute(&config, map[string]any{
-		"Root": n.Root, "Socket": n.socket(), "Image": Image,
+		"Root": n.Root, "Socket": n.socket(), "Image": Image, "CNI": n.cni(),
 		"Runc": n.program("runc"), "RuncRoot": n.runcRoot(), "Systemd": n.cfg.Systemd,
+		"WideHandler": HandlerWide, "BaseSpec": n.BaseSpec(), "WrappedHandler": HandlerWrapped, "Wrapper": n.Wrapper(),
 		"TaskState": time.Duration(float64(2*time.Second) * n.cfg.Slow),
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ type Pod struct {
 	Security *cri.LinuxContainerSecurityContext
 	Args     []string // the actor's steps; default "ready", "sleep"
 	Command  []string // default the image's: /bin/actor
+	Handler  string   // the runtime handler; default containerd's
 	Env      map[string]string
 	Mounts   []*cri.Mount
 	// Shared runs the container in a pod that the node keeps for containers like it:
@@ -38,11 +39,11 @@ type Pod struct {
 	CgroupParent string
 }
 
-// Container is a running container.
+// Container is a container, running unless it was only created.
 type Container struct {
 	ID      string // containerd's
 	Sandbox string // the pod's; empty when no CRI pod explains the container
-	Pid     int    // of its first process, as the host sees it
+	Pid     int    // of its first process, as the host sees it; 0 before it is started
 	Pod     Pod
 	log     string // its output
 }
@@ -58,6 +59,25 @@ type sandbox struct {
 func (n *Node) Run(ctx context.Context, p Pod) (*Container, error) {
 	ctx, cancel := n.Within(ctx, time.Minute)
 	defer cancel()
+	c, err := n.create(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.start(ctx, c); err != nil {
+		err = n.withLog(fmt.Errorf("start container of %s/%s: %w", c.Pod.Namespace, c.Pod.Name, err))
+		return nil, errors.Join(err, n.Remove(ctx, c))
+	}
+	return c, nil
+}
+
+// Create starts a pod and creates its container, which [Node.Start] may start.
+func (n *Node) Create(ctx context.Context, p Pod) (*Container, error) {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	return n.create(ctx, p)
+}
+
+func (n *Node) create(ctx context.Context, p Pod) (*Container, error) {
 	p = n.withDefaults(p)
 	start := n.startSandbox
 	if p.Shared {
@@ -71,8 +91,9 @@ func (n *Node) Run(ctx context.Context, p Pod) (*Container, error) {
 	// The name of the log is unique also in a shared pod, where names of containers may not be.
 	log := p.Container + "-" + newUID() + ".log"
 	c := &Container{Sandbox: s.id, Pod: p, log: filepath.Join(s.config.LogDirectory, log)}
-	if err := n.runContainer(ctx, c, s.config); err != nil {
-		return nil, errors.Join(n.withLog(fmt.Errorf("run container of %s/%s: %w", p.Namespace, p.Name, err)), n.Remove(ctx, c))
+	if err := n.createContainer(ctx, c, s.config); err != nil {
+		err = n.withLog(fmt.Errorf("create container of %s/%s: %w", p.Namespace, p.Name, err))
+		return nil, errors.Join(err, n.Remove(ctx, c))
 	}
 	return c, nil
 }
@@ -98,7 +119,7 @@ func (n *Node) startSandbox(ctx context.Context, p Pod) (sandbox, error) {
 	if err := os.Mkdir(config.LogDirectory, 0o755); err != nil {
 		return sandbox{}, err
 	}
-	s, err := n.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+	s, err := n.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: p.Handler})
 	if err != nil {
 		return sandbox{}, err
 	}
@@ -107,7 +128,7 @@ func (n *Node) startSandbox(ctx context.Context, p Pod) (sandbox, error) {
 
 // sharedSandbox starts the pod for containers of p's kind when the first one comes.
 func (n *Node) sharedSandbox(ctx context.Context, p Pod) (sandbox, error) {
-	kind := fmt.Sprint(p.Security.Privileged, p.Security.NamespaceOptions)
+	kind := fmt.Sprint(p.Handler, p.Security.Privileged, p.Security.NamespaceOptions)
 	n.sharing.Lock()
 	defer n.sharing.Unlock()
 	if s, ok := n.shared[kind]; ok {
@@ -177,7 +198,8 @@ func expandSlice(path string) string {
 	return full + "/" + path
 }
 
-func (n *Node) runContainer(ctx context.Context, c *Container, sandbox *cri.PodSandboxConfig) error {
+// createContainer creates what start starts.
+func (n *Node) createContainer(ctx context.Context, c *Container, sandbox *cri.PodSandboxConfig) error {
 	p := c.Pod
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: p.Container, Attempt: n.attempts.Add(1)},
@@ -205,29 +227,50 @@ func (n *Node) runContainer(ctx context.Context, c *Container, sandbox *cri.PodS
 		return err
 	}
 	c.ID = created.ContainerId
+	return nil
+}
+
+// start starts what was created, and waits until the actor is ready.
+func (n *Node) start(ctx context.Context, c *Container) error {
 	if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: c.ID}); err != nil {
 		return err
 	}
-	if c.Pid, err = n.pid(ctx, c.ID); err != nil {
-		return err
-	}
-	return c.awaitReady(ctx, p.Args)
-}
-
-// pid is that of a CRI container's first process.
-func (n *Node) pid(ctx context.Context, id string) (int, error) {
-	r, err := n.runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	r, err := n.status(ctx, c)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	var info struct{ Pid int }
 	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil {
-		return 0, err
+		return err
 	}
 	if info.Pid == 0 {
-		return 0, fmt.Errorf("container is %v, exit code %d: %s", r.Status.State, r.Status.ExitCode, r.Status.Message)
+		return fmt.Errorf("container is %v, exit code %d: %s", r.Status.State, r.Status.ExitCode, r.Status.Message)
 	}
-	return info.Pid, nil
+	c.Pid = info.Pid
+	return c.awaitReady(ctx, c.Pod.Args)
+}
+
+// Start starts a container that Create made, and waits until the actor says that it is ready.
+func (n *Node) Start(ctx context.Context, c *Container) error {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	return n.start(ctx, c)
+}
+
+// Info is the JSON that the runtime adds to a verbose status: the container's CRI config, its
+// OCI spec, its pid.
+func (n *Node) Info(ctx context.Context, c *Container) ([]byte, error) {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	r, err := n.status(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(r.Info["info"]), nil
+}
+
+func (n *Node) status(ctx context.Context, c *Container) (*cri.ContainerStatusResponse, error) {
+	return n.runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.ID, Verbose: true})
 }
 
 // awaitReady waits for the line "ready" in the container's output, whatever

@@ -1,5 +1,6 @@
 // Package provision builds the programs of a real node from the Go module proxy:
-// containerd, its shim, runc, and from this repository capdrift and the actor.
+// containerd, its shim, runc, and from this repository capdrift and the actor. Some tests
+// have containerd 1.7 instead, or a kubelet with its API server and etcd besides.
 //
 // All are static, so that they serve on the machine itself, inside a container
 // and inside a virtual machine alike, and stripped, because runc copies itself and the virtual
@@ -9,6 +10,7 @@
 package provision
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -41,14 +43,18 @@ type Config struct {
 // which needs neither Go nor the sources; else it builds them from the
 // repository around the working directory.
 func FromEnv(ctx context.Context, progress io.Writer) (string, error) {
-	if dir := os.Getenv("CAPDRIFT_E2E_PROGRAMS"); dir != "" {
+	return fromEnv(ctx, "CAPDRIFT_E2E_PROGRAMS", progress, Build)
+}
+
+func fromEnv(ctx context.Context, variable string, progress io.Writer, build func(context.Context, Config) (string, error)) (string, error) {
+	if dir := os.Getenv(variable); dir != "" {
 		return dir, nil
 	}
 	repo, err := Repo()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w, or set %s to a folder with the built programs", err, variable)
 	}
-	return Build(ctx, Config{Repo: repo, Cache: filepath.Join(repo, ".cache", "e2e"), Progress: progress})
+	return build(ctx, Config{Repo: repo, Cache: filepath.Join(repo, ".cache", "e2e"), Progress: progress})
 }
 
 // Repo finds the root folder of the repository that the working directory is in.
@@ -63,7 +69,7 @@ func Repo() (string, error) {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("not inside the capdrift repository; run from there, or set CAPDRIFT_E2E_PROGRAMS to a folder with the built programs")
+			return "", errors.New("not inside the capdrift repository; run from there")
 		}
 		dir = parent
 	}
@@ -76,32 +82,43 @@ type module struct {
 	env, flags           []string
 }
 
-var modules = []module{
-	{
-		name: "containerd", version: ContainerdVersion, takes: "one to two minutes",
-		packages: []string{
-			"github.com/containerd/containerd/v2/cmd/containerd",
-			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-		},
-		env:   []string{"CGO_ENABLED=0"},
-		flags: []string{"-ldflags=-s -w"},
+var containerd = module{
+	name: "containerd", version: ContainerdVersion, takes: "one to two minutes",
+	packages: []string{
+		"github.com/containerd/containerd/v2/cmd/containerd",
+		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
 	},
-	{
-		// runc enters namespaces in C. Without the tag "seccomp" it needs no libseccomp.
-		name: "runc", version: RuncVersion, takes: "about 20 seconds",
-		packages: []string{"github.com/opencontainers/runc"},
-		env:      []string{"CGO_ENABLED=1"},
-		flags: []string{
-			"-tags=osusergo netgo static_build",
-			"-ldflags=-s -w -linkmode external -extldflags -static",
-		},
+	env:   []string{"CGO_ENABLED=0"},
+	flags: []string{"-ldflags=-s -w"},
+}
+
+// runc enters namespaces in C. Without the tag "seccomp" it needs no libseccomp.
+var runc = module{
+	name: "runc", version: RuncVersion, takes: "about 20 seconds",
+	packages: []string{"github.com/opencontainers/runc"},
+	env:      []string{"CGO_ENABLED=1"},
+	flags: []string{
+		"-tags=osusergo netgo static_build",
+		"-ldflags=-s -w -linkmode external -extldflags -static",
 	},
 }
 
 // Build returns a folder that holds containerd, containerd-shim-runc-v2, runc, capdrift and
 // actor. Several processes may call it at once: the second waits for the first.
 func Build(ctx context.Context, c Config) (string, error) {
-	programs := filepath.Join(c.Cache, "programs")
+	return c.fill("programs", func(programs string) error {
+		for _, m := range []module{containerd, runc} {
+			if err := c.install(ctx, m, programs); err != nil {
+				return err
+			}
+		}
+		return c.buildOwn(ctx, programs)
+	})
+}
+
+// fill makes a folder in the cache and has programs put into it by one process at a time.
+func (c Config) fill(name string, put func(programs string) error) (string, error) {
+	programs := filepath.Join(c.Cache, name)
 	if err := os.MkdirAll(programs, 0o755); err != nil {
 		return "", err
 	}
@@ -110,22 +127,24 @@ func Build(ctx context.Context, c Config) (string, error) {
 		return "", err
 	}
 	defer func() { _ = unlock() }()
-
-	for _, m := range modules {
-		if err := c.install(ctx, m, programs); err != nil {
-			return "", err
-		}
+	if err := put(programs); err != nil {
+		return "", err
 	}
+	return programs, nil
+}
+
+// buildOwn builds what comes from this repository.
+func (c Config) buildOwn(ctx context.Context, programs string) error {
 	c.say("building actor and capdrift …")
 	for _, p := range []struct{ dir, pkg string }{
 		{filepath.Join(c.Repo, "e2e"), "./actor"},
 		{c.Repo, "./cmd/capdrift"},
 	} {
 		if err := c.build(ctx, p.dir, p.pkg, programs); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return programs, nil
+	return nil
 }
 
 func (c Config) say(format string, args ...any) {
@@ -137,21 +156,31 @@ func (c Config) say(format string, args ...any) {
 // install builds a module's programs unless the cache has this version, and links them
 // into the programs folder.
 func (c Config) install(ctx context.Context, m module, programs string) error {
-	recipe := sha256.Sum256(fmt.Append(nil, m))
-	cached := filepath.Join(c.Cache, fmt.Sprintf("%s-%s-%s-%x", m.name, m.version, runtime.GOARCH, recipe[:4]))
+	return c.once(m.name, m.version, m.takes, m, programs, func(into string) error { return m.build(ctx, into) })
+}
+
+func (m module) build(ctx context.Context, into string) error {
+	args := append([]string{"install"}, m.flags...)
+	for _, p := range m.packages {
+		args = append(args, p+"@v"+m.version)
+	}
+	return run(ctx, into, append(m.env, "GOBIN="+into), args...)
+}
+
+// once builds programs unless the cache has them of this version and recipe (all that
+// decides what is built), and links them into the programs folder.
+func (c Config) once(name, version, takes string, recipe any, programs string, build func(into string) error) error {
+	sum := sha256.Sum256(fmt.Append(nil, recipe))
+	cached := filepath.Join(c.Cache, fmt.Sprintf("%s-%s-%s-%x", name, version, runtime.GOARCH, sum[:4]))
 	if _, err := os.Stat(cached); errors.Is(err, fs.ErrNotExist) {
-		c.say("building %s %s (%s, once) …", m.name, m.version, m.takes)
+		c.say("building %s %s (%s, once) …", name, version, takes)
 		tmp, err := os.MkdirTemp(c.Cache, ".install-")
 		if err != nil {
 			return err
 		}
 		defer os.RemoveAll(tmp)
-		args := append([]string{"install"}, m.flags...)
-		for _, p := range m.packages {
-			args = append(args, p+"@v"+m.version)
-		}
-		if err := run(ctx, tmp, append(m.env, "GOBIN="+tmp), args...); err != nil {
-			return fmt.Errorf("build %s %s: %w", m.name, m.version, err)
+		if err := build(tmp); err != nil {
+			return fmt.Errorf("build %s %s: %w", name, version, err)
 		}
 		if err := os.Rename(tmp, cached); err != nil {
 			return err
@@ -192,13 +221,21 @@ func (c Config) build(ctx context.Context, dir, pkg, programs string) error {
 }
 
 func run(ctx context.Context, dir string, env []string, args ...string) error {
+	_, err := output(ctx, dir, env, args...)
+	return err
+}
+
+// output runs a go command and returns what it wrote to standard output.
+func output(ctx context.Context, dir string, env []string, args ...string) ([]byte, error) {
+	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(append(os.Environ(), "GOWORK=off"), env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("go %s: %w\n%s%s", strings.Join(args, " "), err, stdout.Bytes(), stderr.Bytes())
 	}
-	return nil
+	return stdout.Bytes(), nil
 }
 
 func lock(path string) (unlock func() error, err error) {

@@ -1,0 +1,463 @@
+//go:build linux
+
+// Package podspec runs `capdrift scan` beside a real kubelet and API server, and asserts
+// that the pod specs' layer is joined and compared as it should be.
+package podspec
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/capdrift/capdrift/e2e/cluster"
+	"github.com/capdrift/capdrift/e2e/node"
+	"github.com/capdrift/capdrift/e2e/provision"
+)
+
+var (
+	capdrift   string // the program
+	theNode    *node.Node
+	theCluster *cluster.Cluster // nil without root on a machine that is not CI
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("CNI_COMMAND") != "" { // pods' network plugin is this program
+		if err := node.NoNetwork(os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	status, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "podspec:", err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func runTests(m *testing.M) (status int, err error) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			return 0, errors.New("in CI these tests must run as root")
+		}
+		return m.Run(), nil // each test skips and says why
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	programs, err := provision.KubernetesFromEnv(ctx, os.Stderr)
+	if err != nil {
+		return 0, err
+	}
+	capdrift = filepath.Join(programs, "capdrift")
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	theNode, err = node.Start(ctx, node.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), NetworkPlugin: self})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, theNode.Close()) }()
+	theCluster, err = cluster.Start(ctx, theNode, cluster.Config{Programs: programs, APIServer: true})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, theCluster.Close()) }()
+	done := make(chan int, 1)
+	go func() { done <- m.Run() }()
+	select {
+	case status = <-done:
+		return status, nil
+	case <-ctx.Done():
+		return 0, errors.New("interrupted")
+	}
+}
+
+func onCluster(t *testing.T) {
+	t.Helper()
+	if theCluster == nil {
+		t.Skip("needs root, for a kubelet of its own; run: sudo make test")
+	}
+}
+
+// The published form, as far as these tests read it.
+type report struct {
+	Coverage struct {
+		Complete bool
+		Limits   []struct {
+			What, Why string
+			Blind     bool
+		}
+	}
+	Containers []struct {
+		ID, Name string
+		Sandbox  bool
+		Pod      *struct{ Namespace, Name, UID string }
+		Declared struct {
+			Pod *declared
+			CRI *struct{}
+			OCI *struct{}
+		}
+		Processes []struct{ Pid int }
+	}
+	Findings []finding
+}
+
+type finding struct {
+	Kind, Severity, Cause, Message string
+	From, Layer                    string
+	ContainerID, Container         string
+	Pod                            *struct{ Name string }
+}
+
+type declared struct {
+	Role, Source             string
+	Add, Drop                []string
+	Privileged               bool
+	AllowPrivilegeEscalation *bool
+	RunAsUser                *int64
+	RunAsNonRoot             bool
+	HostUsers                *bool
+}
+
+// source is a place of pod specs, by the flags that name it.
+type source struct {
+	name  string
+	flags []string
+}
+
+// sources are all places where these pod specs can be had.
+func sources(t *testing.T) []source {
+	t.Helper()
+	dir := t.TempDir()
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte(theCluster.AdminToken()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := theCluster.Request(t.Context(), "GET", "/api/v1/pods", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dump := filepath.Join(dir, "pods.json")
+	if err := os.WriteFile(dump, list, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []source{
+		{"the API server", []string{"--kubeconfig", theCluster.Kubeconfig()}},
+		{"the kubelet", []string{"--kubelet", theCluster.KubeletSecureURL(), "--kubelet-token-file", token, "--kubelet-ca-file", theCluster.CA()}},
+		{"the kubelet's read-only port", []string{"--kubelet", theCluster.KubeletURL()}},
+		{"a file", []string{"--pods", dump}},
+	}
+}
+
+func scan(t *testing.T, flags ...string) report {
+	t.Helper()
+	args := append([]string{"scan", "-o", "json", "--cri-endpoint", theNode.Endpoint(), "--node-name", theCluster.NodeName()}, flags...)
+	var out, errs bytes.Buffer
+	cmd := exec.Command(capdrift, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("capdrift %q: %v\n%s", args, err, errs.String())
+	}
+	var r report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatalf("%v in %s", err, out.String())
+	}
+	return r
+}
+
+// about are the findings of one kind, in one pod's containers or everywhere.
+func (r report) about(kind, pod string) (list []finding) {
+	for _, f := range r.Findings {
+		if f.Kind == kind && (pod == "" || f.Pod != nil && f.Pod.Name == pod) {
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
+// in returns the containers of a pod by name.
+func (r report) in(pod string) map[string]declared {
+	found := make(map[string]declared)
+	for _, c := range r.Containers {
+		if c.Pod != nil && c.Pod.Name == pod && !c.Sandbox && c.Declared.Pod != nil {
+			found[c.Name] = *c.Declared.Pod
+		}
+	}
+	return found
+}
+
+// securityContext is a container's security context as a manifest has it.
+type securityContext map[string]any
+
+// contexts are all combinations of a container's fields that the kubelet maps, but for
+// those that the API server refuses.
+func contexts() (all []securityContext) {
+	for _, capabilities := range []any{nil, map[string]any{"add": []string{"NET_ADMIN"}}, map[string]any{"drop": []string{"ALL"}}, map[string]any{"add": []string{"CAP_CHOWN", "sys_time"}, "drop": []string{"NET_RAW", "KILL"}}} {
+		for _, privileged := range []any{nil, false, true} {
+			for _, escalation := range []any{nil, true, false} {
+				for _, user := range []any{nil, 0, 1000} {
+					if privileged == true && escalation == false {
+						continue
+					}
+					c := securityContext{}
+					for key, value := range map[string]any{"capabilities": capabilities, "privileged": privileged, "allowPrivilegeEscalation": escalation, "runAsUser": user} {
+						if value != nil {
+							c[key] = value
+						}
+					}
+					all = append(all, c)
+				}
+			}
+		}
+	}
+	return all
+}
+
+func containerOf(name string, security securityContext) map[string]any {
+	return map[string]any{
+		"name": name, "image": node.Image, "imagePullPolicy": "Never", "args": []string{"ready", "sleep"}, "securityContext": security,
+	}
+}
+
+// makePods makes pods at once, waits until they run, and deletes them after the test.
+func makePods(t *testing.T, specs map[string]map[string]any) {
+	t.Helper()
+	var group errgroup.Group
+	group.SetLimit(4)
+	for name, spec := range specs {
+		spec["restartPolicy"], spec["terminationGracePeriodSeconds"], spec["automountServiceAccountToken"] = "Always", 1, false
+		manifest, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name}, "spec": spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		group.Go(func() error {
+			if _, err := theCluster.CreatePod(t.Context(), "default", manifest); err != nil {
+				return fmt.Errorf("pod %s: %w", name, err)
+			}
+			_, err := theCluster.AwaitRunning(t.Context(), "default", name)
+			return err
+		})
+	}
+	t.Cleanup(func() {
+		var group errgroup.Group
+		for name := range specs {
+			group.Go(func() error { return theCluster.DeletePod(context.Background(), "default", name) })
+		}
+		if err := group.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEveryCombination: whatever a security context says, the kubelet makes of it what we
+// say, and no source raises a false cri_mismatch.
+func TestEveryCombination(t *testing.T) {
+	onCluster(t)
+	containers := contexts()
+	full := os.Getenv("CAPDRIFT_CONFORMANCE") == "full"
+	specs := make(map[string]map[string]any)
+	turn := 0
+	for _, user := range []any{nil, 0, 1000} {
+		for _, hostUsers := range []any{nil, true, false} {
+			spec := map[string]any{}
+			if user != nil {
+				spec["securityContext"] = map[string]any{"runAsUser": user}
+			}
+			if hostUsers != nil {
+				spec["hostUsers"] = hostUsers
+			}
+			var list []any
+			for i, security := range containers {
+				// All of them in each pod, or each of them in one.
+				if full || i%9 == turn {
+					list = append(list, containerOf(fmt.Sprintf("c%d", i), security))
+				}
+			}
+			spec["containers"] = list
+			specs[fmt.Sprintf("combination-%d", turn)] = spec
+			turn++
+		}
+	}
+	makePods(t, specs)
+	for _, from := range sources(t) {
+		r := scan(t, from.flags...)
+		for _, kind := range []string{"cri_mismatch", "oci_mismatch", "unmanaged_container", "userns_escape", "bounding_excess", "permitted_excess", "nnp_missing"} {
+			if found := r.about(kind, ""); len(found) > 0 {
+				t.Errorf("from %s: %d %s: %+v", from.name, len(found), kind, found[0])
+			}
+		}
+		joined := 0
+		for name, spec := range specs {
+			joined += len(r.in(name))
+			if got, want := len(r.in(name)), len(spec["containers"].([]any)); got != want {
+				t.Errorf("from %s: %s has %d containers with a pod spec's layer, want %d", from.name, name, got, want)
+			}
+		}
+		if !r.Coverage.Complete {
+			t.Errorf("from %s: %+v", from.name, r.Coverage)
+		}
+		t.Logf("from %s: %d containers in %d pods, no mismatch", from.name, joined, len(specs))
+	}
+}
+
+// TestRoles: init, sidecar and ephemeral containers, and static pods, have their layer from
+// their own list.
+func TestRoles(t *testing.T) {
+	onCluster(t)
+	drop := func(names ...string) securityContext {
+		return securityContext{"capabilities": map[string]any{"drop": names}}
+	}
+	sidecar := containerOf("sidecar", drop("KILL"))
+	sidecar["restartPolicy"] = "Always"
+	setup := containerOf("setup", drop("CHOWN")) // which goes on as long as it is not killed
+	makePods(t, map[string]map[string]any{
+		"roles": {"hostNetwork": true, "initContainers": []any{sidecar}, "containers": []any{containerOf("app", drop("NET_RAW"))}},
+	})
+	debug, err := json.Marshal(containerOf("debug", securityContext{"capabilities": map[string]any{"add": []string{"SYS_PTRACE"}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := theCluster.AddEphemeral(t.Context(), "default", "roles", debug); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := theCluster.AwaitRunning(t.Context(), "default", "roles"); err != nil {
+		t.Fatal(err)
+	}
+	initializing(t, setup)
+	static, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": "fixed", "namespace": "default"},
+		"spec": map[string]any{"hostNetwork": true, "terminationGracePeriodSeconds": 1, "containers": []any{containerOf("app", drop("SETUID"))}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := theCluster.WriteStatic("fixed", static); err != nil {
+		t.Fatal(err)
+	}
+	fixed := "fixed-" + theCluster.NodeName()
+	t.Cleanup(func() {
+		if err := errors.Join(theCluster.RemoveStatic("fixed"), theCluster.AwaitGone(context.Background(), "default", fixed)); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := theCluster.AwaitRunning(t.Context(), "default", fixed); err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range sources(t) {
+		r := scan(t, from.flags...)
+		for pod, roles := range map[string]map[string]string{
+			"roles":        {"sidecar": "sidecar [] [KILL]", "app": "container [] [NET_RAW]", "debug": "ephemeral [SYS_PTRACE] []"},
+			"initializing": {"setup": "init [] [CHOWN]"},
+			fixed:          {"app": "container [] [SETUID]"},
+		} {
+			got := make(map[string]string)
+			for name, d := range r.in(pod) {
+				got[name] = fmt.Sprintf("%s %v %v", d.Role, d.Add, d.Drop)
+			}
+			for name, want := range roles {
+				if got[name] != want {
+					t.Errorf("from %s: %s/%s: %q, want %q", from.name, pod, name, got[name], want)
+				}
+			}
+		}
+		if found := slices.Concat(r.about("cri_mismatch", ""), r.about("unmanaged_container", "")); len(found) > 0 {
+			t.Errorf("from %s: %+v", from.name, found)
+		}
+	}
+}
+
+// initializing makes a pod that stays with its init container.
+func initializing(t *testing.T, setup map[string]any) {
+	t.Helper()
+	manifest, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": "initializing"},
+		"spec": map[string]any{
+			"hostNetwork": true, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
+			"initContainers": []any{setup}, "containers": []any{containerOf("app", nil)},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := theCluster.CreatePod(t.Context(), "default", manifest); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := theCluster.DeletePod(context.Background(), "default", "initializing"); err != nil {
+			t.Error(err)
+		}
+	})
+	await(t, "its init container runs", func() bool {
+		pod, err := theCluster.Pod(t.Context(), "default", "initializing")
+		return err == nil && bytes.Contains(pod, []byte(`"running":{"startedAt"`))
+	})
+}
+
+// await asks for a condition often, for a minute.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for tick := time.NewTicker(50 * time.Millisecond); ; {
+		if holds() {
+			tick.Stop()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waiting until %s: %v", what, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// TestIntruder: a container that somebody made at the runtime's socket, in a pod of the
+// kubelet's, is in no pod spec. (One that takes the name of another container the kubelet
+// soon ends; package live has one with other orders than its pod spec.)
+func TestIntruder(t *testing.T) {
+	onCluster(t)
+	makePods(t, map[string]map[string]any{"victim": {"hostNetwork": true, "containers": []any{containerOf("app", securityContext{"capabilities": map[string]any{"drop": []string{"ALL"}}})}}})
+	var sandbox, uid string
+	for _, c := range scan(t).Containers {
+		if c.Sandbox && c.Pod != nil && c.Pod.Name == "victim" {
+			sandbox, uid = c.ID, c.Pod.UID
+		}
+	}
+	stranger, err := theNode.RunIn(t.Context(), sandbox, uid, node.Pod{
+		Namespace: "default", Name: "victim", Container: "miner",
+		Security: &cri.LinuxContainerSecurityContext{
+			Capabilities:     &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}},
+			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range sources(t) {
+		r := scan(t, from.flags...)
+		found := r.about("unmanaged_container", "victim")
+		if len(found) != 1 || found[0].ContainerID != stranger.ID || found[0].Cause != "direct_cri_client" || found[0].From != "pod" || found[0].Layer != "cri" {
+			t.Errorf("from %s: %+v", from.name, found)
+		} else if from.name == "the kubelet" && !strings.Contains(found[0].Message, "no container of this name") {
+			t.Errorf("from %s: %s", from.name, found[0].Message)
+		}
+	}
+}
