@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command demo shows capdrift on a real node: it builds what a node needs (once), starts
-// containerd with a dozen containers as one meets them, runs `capdrift scan`, and takes
+// containerd with a dozen containers as one meets them, runs `capdrift scan` and `explain`, and takes
 // everything down again. It needs root, Go and gcc.
 package main
 
@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -56,13 +57,19 @@ func run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 		return err
 	}
 
-	fmt.Fprintf(stderr, "capdrift scan --cri-endpoint %s\n\n", n.Endpoint())
-	scan := exec.CommandContext(ctx, filepath.Join(programs, "capdrift"), "scan", "--cri-endpoint", n.Endpoint())
-	scan.Stdout, scan.Stderr = stdout, stderr
-	if err := scan.Run(); err != nil {
-		return fmt.Errorf("capdrift scan: %w", err)
+	for _, args := range [][]string{
+		{"scan"},
+		{"explain", "gateway", "NET_RAW", "CHOWN"},
+	} {
+		args = append(args, "--cri-endpoint", n.Endpoint())
+		fmt.Fprintf(stderr, "capdrift %s\n\n", strings.Join(args, " "))
+		command := exec.CommandContext(ctx, filepath.Join(programs, "capdrift"), args...)
+		command.Stdout, command.Stderr = stdout, stderr
+		if err := command.Run(); err != nil {
+			return fmt.Errorf("capdrift %s: %w", args[0], err)
+		}
+		fmt.Fprintln(stderr)
 	}
-	fmt.Fprintln(stderr)
 	return nil
 }
 
