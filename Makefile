@@ -14,10 +14,10 @@ E2E := CGO_ENABLED=0 $(GO) test -timeout 25m -p 1
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 BENCHSTAT     := $(TOOLS)/benchstat
 
-.PHONY: help build demo test checks lint unit node microvm fuzz bench packages clean
+.PHONY: help build demo test checks lint unit node microvm conformance fuzz bench packages clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/capdrift, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/capdrift ./cmd/capdrift
@@ -41,11 +41,14 @@ lint: $(GOLANGCI_LINT) ## gofmt, go vet and golangci-lint on both modules
 unit: ## the main module under the race detector; no containers
 	$(GO) test -race -parallel 8 ./...
 
-node: ## live tests on a real containerd on this machine, and the microVM's own (root)
-	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live
+node: ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
+	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./cluster ./podspec
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
-	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live
+	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./conformance
+
+conformance: ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
+	cd e2e && CAPDRIFT_CONFORMANCE=full $(E2E) -count=1 -v -run '^(TestPredictions|TestEveryCombination)$$' ./conformance ./podspec
 
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@for package in $$($(GO) list ./...); do \
