@@ -255,6 +255,7 @@ func makePods(t *testing.T, specs map[string]map[string]any) {
 	}
 	t.Cleanup(func() {
 		var group errgroup.Group
+		group.SetLimit(4)
 		for name := range specs {
 			group.Go(func() error { return theCluster.DeletePod(context.Background(), "default", name) })
 		}
@@ -277,22 +278,28 @@ func TestEveryCombination(t *testing.T) {
 	turn := 0
 	for _, user := range []any{nil, 0, 1000} {
 		for _, hostUsers := range []any{nil, true, false} {
-			spec := map[string]any{}
-			if user != nil {
-				spec["securityContext"] = map[string]any{"runAsUser": user}
-			}
-			if hostUsers != nil {
-				spec["hostUsers"] = hostUsers
-			}
-			var list []any
-			for i, security := range containers {
-				// All of them in each pod, or each of them in one.
-				if full || i%9 == turn {
-					list = append(list, containerOf(fmt.Sprintf("c%d", i), security))
+			// All of them under each pod, in pods of a size that the kubelet ends soon; or each
+			// of them under one.
+			for part := range 9 {
+				if !full && part != turn {
+					continue
 				}
+				spec := map[string]any{}
+				if user != nil {
+					spec["securityContext"] = map[string]any{"runAsUser": user}
+				}
+				if hostUsers != nil {
+					spec["hostUsers"] = hostUsers
+				}
+				var list []any
+				for i, security := range containers {
+					if i%9 == part {
+						list = append(list, containerOf(fmt.Sprintf("c%d", i), security))
+					}
+				}
+				spec["containers"] = list
+				specs[fmt.Sprintf("combination-%d-%d", turn, part)] = spec
 			}
-			spec["containers"] = list
-			specs[fmt.Sprintf("combination-%d", turn)] = spec
 			turn++
 		}
 	}
