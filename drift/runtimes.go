@@ -165,26 +165,9 @@ func crioOCI(c CRI, s Settings) (OCI, error) {
 	if hasAll(c.Drop) {
 		set = 0
 	}
-	named := func(names []string) (list capdecode.Set, err error) {
-		for _, name := range names {
-			if strings.EqualFold(name, all) {
-				continue
-			}
-			// A name that has the prefix is taken as it is, another is put in
-			// capitals; runtime-tools then looks it up without regard to case.
-			one, ok := capdecode.ParseName(strings.ToUpper(name))
-			if !ok || one > s.LastCap {
-				return 0, fmt.Errorf("%w: CRI-O knows no capability %.40q", ErrRefused, name)
-			}
-			list |= capdecode.Of(one)
-		}
-		return list, nil
-	}
-	add, err := named(c.Add)
-	if err != nil {
-		return OCI{}, err
-	}
-	drop, err := named(c.Drop)
+	// A name that has the prefix is taken as it is, another is put in capitals;
+	// runtime-tools then looks it up without regard to case.
+	add, drop, err := checked(c, known, "CRI-O does not know the capability")
 	if err != nil {
 		return OCI{}, err
 	}
@@ -203,24 +186,7 @@ func dockerOCI(c CRI, s Settings) (OCI, error) {
 	if c.UserNamespace { // cri-dockerd does not read it, and the kubelet asks first
 		return OCI{}, fmt.Errorf("%w: cri-dockerd has no user namespaces for pods", ErrRefused)
 	}
-	named := func(names []string) (list capdecode.Set, err error) {
-		for _, name := range names {
-			if strings.EqualFold(name, all) {
-				continue
-			}
-			one, ok := capdecode.ParseName(strings.ToUpper(name))
-			if !ok || !s.Held.Has(one) {
-				return 0, fmt.Errorf("%w: Docker knows no capability %.40q, or does not hold it", ErrRefused, name)
-			}
-			list |= capdecode.Of(one)
-		}
-		return list, nil
-	}
-	add, err := named(c.Add)
-	if err != nil {
-		return OCI{}, err
-	}
-	drop, err := named(c.Drop)
+	add, drop, err := checked(c, s.Held, "Docker does not know, or does not hold, the capability")
 	if err != nil {
 		return OCI{}, err
 	}
@@ -233,6 +199,27 @@ func dockerOCI(c CRI, s Settings) (OCI, error) {
 		return OCI{Sets: level(add)}, nil
 	}
 	return OCI{Sets: level(s.Default.Bounding&^drop | add)}, nil
+}
+
+// checked reads both lists as runtimes do that take names with and without
+// "CAP_" and refuse what is not among those they have.
+func checked(c CRI, among capdecode.Set, refusal string) (add, drop capdecode.Set, err error) {
+	for _, list := range []struct {
+		names []string
+		set   *capdecode.Set
+	}{{c.Add, &add}, {c.Drop, &drop}} {
+		for _, name := range list.names {
+			if strings.EqualFold(name, all) {
+				continue
+			}
+			one, ok := capdecode.ParseName(strings.ToUpper(name))
+			if !ok || !among.Has(one) {
+				return 0, 0, fmt.Errorf("%w: %s %.40q", ErrRefused, refusal, name)
+			}
+			*list.set |= capdecode.Of(one)
+		}
+	}
+	return add, drop, nil
 }
 
 // all stands for every capability in an add or a drop list.

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/capdrift/capdrift/e2e/node"
 )
 
 // URL is the API server's, "https://127.0.0.1:PORT".
@@ -74,7 +76,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		"the default namespace is made":      "/api/v1/namespaces/default",
 		"the kubelet's role in RBAC is made": "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node",
 	} {
-		err := until(ctx, what, func() (bool, error) {
+		err := node.Until(ctx, what, func() (bool, error) {
 			_, err := c.Request(ctx, http.MethodGet, path, nil)
 			return err == nil, errors.Join(etcd.ended(), apiserver.ended())
 		})
@@ -226,7 +228,7 @@ func (c *Cluster) AwaitRunning(ctx context.Context, namespace, name string) ([]b
 	ctx, cancel := c.within(ctx, time.Minute)
 	defer cancel()
 	var last []byte
-	err := until(ctx, "pod "+namespace+"/"+name+" runs", func() (bool, error) {
+	err := node.Until(ctx, "pod "+namespace+"/"+name+" runs", func() (bool, error) {
 		b, found, err := c.findPod(ctx, namespace, name)
 		if err != nil || !found {
 			return false, err // a static pod comes when the kubelet has seen its file
@@ -272,7 +274,7 @@ func (c *Cluster) DeletePod(ctx context.Context, namespace, name string) error {
 func (c *Cluster) AwaitGone(ctx context.Context, namespace, name string) error {
 	ctx, cancel := c.within(ctx, time.Minute)
 	defer cancel()
-	err := until(ctx, "pod "+namespace+"/"+name+" is gone", func() (bool, error) {
+	err := node.Until(ctx, "pod "+namespace+"/"+name+" is gone", func() (bool, error) {
 		if _, found, err := c.findPod(ctx, namespace, name); err != nil || found {
 			return false, err
 		}

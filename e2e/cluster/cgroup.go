@@ -3,16 +3,13 @@
 package cluster
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/moby/sys/mountinfo"
 )
@@ -100,45 +97,4 @@ func enterCgroup(path string, pid int) error {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
-}
-
-// removeCgroup removes a cgroup with all below, in every hierarchy, once what runs
-// there, which was killed, has ended.
-func removeCgroup(ctx context.Context, path string) error {
-	_, all, err := hierarchies()
-	if err != nil {
-		return err
-	}
-	for _, h := range all {
-		var dirs []string
-		err := filepath.WalkDir(filepath.Join(h.Mountpoint, path), func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		slices.Reverse(dirs) // children first
-		for _, dir := range dirs {
-			err := until(ctx, "cgroup "+dir+" is empty", func() (bool, error) {
-				err := syscall.Rmdir(dir)
-				if errors.Is(err, syscall.EBUSY) {
-					return false, nil
-				}
-				if errors.Is(err, fs.ErrNotExist) {
-					return true, nil
-				}
-				return err == nil, err
-			})
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

@@ -129,7 +129,7 @@ func (c *Cluster) Close() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()
 	}
-	errs = append(errs, removeCgroup(ctx, c.cgroup()), unmountBelow(c.dir))
+	errs = append(errs, node.RemoveCgroup(ctx, c.cgroup()), node.UnmountBelow(c.dir))
 	if c.traces != nil {
 		errs = append(errs, c.traces.remove())
 		c.traces = nil
@@ -149,25 +149,4 @@ func freePorts(n int) ([]int, error) {
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
 	return ports, nil
-}
-
-// until asks for a condition often; what names it in the error when the context ends
-// first. A nil error of holds means that it has not failed for good.
-func until(ctx context.Context, what string, holds func() (bool, error)) error {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		ok, err := holds()
-		if err != nil {
-			return fmt.Errorf("waiting until %s: %w", what, err)
-		}
-		if ok {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting until %s: %w", what, ctx.Err())
-		case <-tick.C:
-		}
-	}
 }

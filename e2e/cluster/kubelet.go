@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"github.com/capdrift/capdrift/e2e/node"
 )
 
 type kubeletPorts struct{ secure, readOnly int }
@@ -122,14 +124,14 @@ func (c *Cluster) startKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = until(ctx, "the kubelet is healthy", func() (bool, error) {
+	err = node.Until(ctx, "the kubelet is healthy", func() (bool, error) {
 		_, err := c.ask(ctx, http.MethodGet, c.KubeletURL()+"/healthz", "", nil)
 		return err == nil, s.ended()
 	})
 	if err != nil || !c.cfg.APIServer {
 		return err
 	}
-	return until(ctx, "the kubelet has registered its node", func() (bool, error) {
+	return node.Until(ctx, "the kubelet has registered its node", func() (bool, error) {
 		_, err := c.Request(ctx, http.MethodGet, "/api/v1/nodes/"+nodeName, nil)
 		return err == nil, s.ended()
 	})

@@ -16,12 +16,13 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/capdrift/capdrift/e2e/node"
 )
 
 // removePods removes from the runtime the pods that the kubelet made.
@@ -54,22 +55,6 @@ func (c *Cluster) removePods(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
-}
-
-// unmountBelow unmounts pods' volumes.
-func unmountBelow(root string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
-	if err != nil {
-		return err
-	}
-	slices.Reverse(mounts) // the last mounted first
-	for _, m := range mounts {
-		err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: went with its parent
-			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
-		}
-	}
-	return nil
 }
 
 // Folders of a kubelet that have a fixed place.
@@ -110,7 +95,7 @@ const notesFile = "/run/capdrift-e2e-kubelet.json"
 // findTraces notes how things are before the kubelet starts, when no other cluster runs.
 func findTraces(ctx context.Context, root string) (*traces, error) {
 	t := &traces{}
-	err := until(ctx, "no other cluster runs on this machine", func() (ok bool, err error) {
+	err := node.Until(ctx, "no other cluster runs on this machine", func() (ok bool, err error) {
 		t.notes, ok, err = lockNotes()
 		return ok, err
 	})

@@ -84,9 +84,9 @@ func enterCgroups(of, pid int) error {
 	return nil
 }
 
-// removeCgroup ends what runs in a cgroup and below, in every hierarchy, and
+// RemoveCgroup ends what runs in a cgroup and below, in every hierarchy, and
 // removes it.
-func removeCgroup(ctx context.Context, path string) error {
+func RemoveCgroup(ctx context.Context, path string) error {
 	all, err := hierarchies()
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func removeTree(ctx context.Context, root string) error {
 	slices.Reverse(dirs) // children first
 	for _, dir := range dirs {
 		// Busy as long as a dying process is in it.
-		err := until(ctx, "cgroup "+dir+" is empty", func() (bool, error) {
+		err := Until(ctx, "cgroup "+dir+" is empty", func() (bool, error) {
 			if err := killIn(dir); err != nil {
 				return false, err
 			}

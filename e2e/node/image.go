@@ -48,7 +48,7 @@ func (n *Node) importImage(ctx context.Context) error {
 			}
 		}
 	}
-	return until(ctx, "the CRI knows the image", func() (bool, error) {
+	return Until(ctx, "the CRI knows the image", func() (bool, error) {
 		r, err := n.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: Image}})
 		return err == nil && r.Image != nil, err
 	})

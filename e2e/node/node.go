@@ -270,7 +270,7 @@ func (n *Node) connect(ctx context.Context) (err error) {
 		return err
 	}
 	n.runtime, n.images = cri.NewRuntimeServiceClient(n.conn), cri.NewImageServiceClient(n.conn)
-	err = until(ctx, "containerd answers on its CRI socket", func() (bool, error) {
+	err = Until(ctx, "containerd answers on its CRI socket", func() (bool, error) {
 		select {
 		case <-n.exited:
 			return false, errors.New("containerd ended")
@@ -298,8 +298,8 @@ func (n *Node) withLog(err error) error {
 	return fmt.Errorf("%w\ncontainerd's log ends with:\n%s", err, log)
 }
 
-// until asks for a condition often; what names it in the error when the context ends first.
-func until(ctx context.Context, what string, holds func() (bool, error)) error {
+// Until asks for a condition often; what names it in the error when the context ends first.
+func Until(ctx context.Context, what string, holds func() (bool, error)) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {

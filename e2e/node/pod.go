@@ -283,7 +283,7 @@ func (c *Container) awaitReady(ctx context.Context, args []string) error {
 		}
 	}
 	var log []byte
-	err := until(ctx, "the actor is ready", func() (done bool, err error) {
+	err := Until(ctx, "the actor is ready", func() (done bool, err error) {
 		if log, err = os.ReadFile(c.log); err != nil {
 			return false, err
 		}

@@ -46,7 +46,7 @@ func (n *Node) Close() error {
 	}
 	err := teardown(ctx, n.Root)
 	for _, c := range n.cgroups {
-		err = errors.Join(err, removeCgroup(ctx, c), removeEmptyParents(c))
+		err = errors.Join(err, RemoveCgroup(ctx, c), removeEmptyParents(c))
 	}
 	return errors.Join(err, reapAll(ctx), n.lock.Close())
 }
@@ -69,7 +69,7 @@ func (n *Node) keepReaping() {
 
 // reapAll waits until everything inherited, all of it killed by now, is collected.
 func reapAll(ctx context.Context) error {
-	return until(ctx, "all inherited children have ended", func() (bool, error) {
+	return Until(ctx, "all inherited children have ended", func() (bool, error) {
 		left, err := reap()
 		return left == 0, err
 	})
@@ -178,11 +178,11 @@ func teardown(ctx context.Context, root string) error {
 			return err
 		}
 	}
-	if err := removeCgroup(ctx, "/"+filepath.Base(root)); err != nil {
+	if err := RemoveCgroup(ctx, "/"+filepath.Base(root)); err != nil {
 		return err
 	}
 	removeShimSockets(root)
-	if err := unmountBelow(root); err != nil {
+	if err := UnmountBelow(root); err != nil {
 		return err
 	}
 	return os.RemoveAll(root)
@@ -190,7 +190,7 @@ func teardown(ctx context.Context, root string) error {
 
 // killPrograms kills every process of a program that has root in its arguments.
 func killPrograms(ctx context.Context, program, root string) error {
-	return until(ctx, program+" has ended", func() (bool, error) {
+	return Until(ctx, program+" has ended", func() (bool, error) {
 		found := false
 		err := eachProcess(func(pid int) error {
 			exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
@@ -231,7 +231,8 @@ func removeShimSockets(root string) {
 	}
 }
 
-func unmountBelow(root string) error {
+// UnmountBelow unmounts what is mounted in a folder and below it.
+func UnmountBelow(root string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
 	if err != nil {
 		return err
