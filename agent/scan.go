@@ -115,17 +115,17 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 	return report, nil
 }
 
-// held returns what the runtime's own process holds, nil when that cannot be read:
+// heldBy returns what the runtime's own process holds, nil when that cannot be read:
 // it is then learnt from what the runtime made. A pid that is one of a container's
 // was told in another pid namespace than /proc is of.
-func (s Scanner) held(daemon int, containers []drift.Container) *capdecode.Set {
+func heldBy(host Host, daemon int, containers []drift.Container) *capdecode.Set {
 	inside := slices.ContainsFunc(containers, func(c drift.Container) bool {
 		return slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == daemon })
 	})
 	if daemon == 0 || inside {
 		return nil
 	}
-	process, err := s.Host.Process(daemon)
+	process, err := host.Process(daemon)
 	if err != nil {
 		return nil
 	}
@@ -197,7 +197,7 @@ func (s Scanner) join(ctx context.Context, containers []drift.Container) []drift
 
 // hops compares the layers before the kernel.
 func (s Scanner) hops(node drift.Node, runtime drift.Runtime, seen *look) {
-	seen.expectations = drift.Expect(node, runtime, s.held(runtime.PID, seen.sweep.Containers), s.Given, seen.sweep.Containers)
+	seen.expectations = drift.Expect(node, runtime, heldBy(s.Host, runtime.PID, seen.sweep.Containers), s.Given, seen.sweep.Containers)
 	seen.limits = append(seen.limits, seen.expectations.Limits()...)
 	seen.candidates = append(seen.candidates, seen.expectations.Findings()...)
 	for _, c := range seen.sweep.Containers {

@@ -123,13 +123,27 @@ func Compare(node Node, c Container) []Finding {
 	if c.Declared.OCI == nil {
 		return b.findings
 	}
-	oci := c.Declared.OCI.upTo(node.CapLastCap)
-	for i := range c.Processes {
-		if p := &c.Processes[i]; p.Observation != Starting {
+	b.processes(func(int) bool { return true })
+	return b.findings
+}
+
+// CompareProcesses is [Compare] for some of a settled container's processes: those
+// that are new, among all that are known.
+func CompareProcesses(node Node, c Container, pids []int) []Finding {
+	b := book{node: node, container: c}
+	if c.Declared.OCI != nil && c.Observation != UnsupportedRuntime {
+		b.processes(func(pid int) bool { return slices.Contains(pids, pid) })
+	}
+	return b.findings
+}
+
+func (b *book) processes(compared func(pid int) bool) {
+	oci := b.container.Declared.OCI.upTo(b.node.CapLastCap)
+	for i := range b.container.Processes {
+		if p := &b.container.Processes[i]; p.Observation != Starting && compared(p.PID) {
 			b.process(oci, p)
 		}
 	}
-	return b.findings
 }
 
 // Confirm keeps the findings that both looks agree on: the same process, the

@@ -315,6 +315,34 @@ type Inventory struct {
 	Limits     []Limit
 }
 
+// MembershipChange is what changed in one container's cgroup between two looks.
+type MembershipChange struct {
+	ContainerID string
+	Appeared    []int // pids that were not there before
+	Gone        []int
+}
+
+// RuntimeEvent is a hint of a runtime that something changed: it says when to
+// look, and is never believed itself.
+type RuntimeEvent struct {
+	Kind        RuntimeEventKind
+	ContainerID string
+	PID         int // of what an exec started; 0 otherwise
+}
+
+// RuntimeEventKind says what a runtime told of.
+type RuntimeEventKind string
+
+// What runtimes tell of.
+const (
+	EventCreated     RuntimeEventKind = "created"
+	EventStarted     RuntimeEventKind = "started"
+	EventExecStarted RuntimeEventKind = "exec_started"
+	EventExited      RuntimeEventKind = "exited"
+	EventDeleted     RuntimeEventKind = "deleted"
+	EventMissed      RuntimeEventKind = "missed" // some were not told: look at everything
+)
+
 // Sweep is what /proc tells: the given containers with their processes, after
 // them the containers that were found on the node without having been given.
 type Sweep struct {

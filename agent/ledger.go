@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// Why a finding was resolved.
+const (
+	ResolvedEnded     = "ended"     // its process, or its container, is gone
+	ResolvedExplained = "explained" // it was looked at again, and is as declared
+	ResolvedBoot      = "boot"      // the node booted since
+)
+
+// ledger follows each finding from the first suspicion to its end. It is pure:
+// time is passed in.
+//
+// What a process holds above [drift.Info] opens when two samples agree, at least the
+// confirming time apart: a runtime's own stages hold everything for milliseconds.
+// What only specs say opens at once: they do not change. An id is
+// the same as long as the cause is, so a finding that was open before the agent
+// was started anew is not opened again.
+type ledger struct {
+	confirm  time.Duration
+	open     map[string]drift.Finding
+	suspects map[string]suspicion
+}
+
+// suspicion is a finding that one sample saw.
+type suspicion struct {
+	drift.Finding
+	since time.Time
+}
+
+func newLedger(confirm time.Duration, open []drift.Finding) *ledger {
+	l := &ledger{confirm: confirm, open: make(map[string]drift.Finding), suspects: make(map[string]suspicion)}
+	for _, finding := range open {
+		l.open[finding.ID] = finding
+	}
+	return l
+}
+
+// sample is what one look, at all or at a part, found.
+type sample struct {
+	at    time.Time
+	found []drift.Finding
+	// covers tells whether the look would have found this one, if it were still
+	// there: only then is its absence an end.
+	covers func(drift.Finding) bool
+}
+
+// take enters a sample and returns what it changed, in a stable order.
+func (l *ledger) take(s sample) []Change {
+	var changes []Change
+	note := func(kind ChangeKind, finding drift.Finding, resolved string) {
+		changes = append(changes, Change{At: s.at, Kind: kind, Finding: &finding, Resolved: resolved})
+	}
+	found := make(map[string]bool, len(s.found))
+	for _, finding := range s.found {
+		if found[finding.ID] {
+			continue
+		}
+		found[finding.ID] = true
+		before, open := l.open[finding.ID]
+		suspect, suspected := l.suspects[finding.ID]
+		switch {
+		case open && !alike(before, finding):
+			l.open[finding.ID] = finding
+			note(FindingUpdated, finding, "")
+		case open:
+		case finding.Severity == drift.Info || finding.PID == 0 || suspected && s.at.Sub(suspect.since) >= l.confirm:
+			delete(l.suspects, finding.ID)
+			l.open[finding.ID] = finding
+			note(FindingOpened, finding, "")
+		case !suspected:
+			l.suspects[finding.ID] = suspicion{finding, s.at}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(l.open)) {
+		if finding := l.open[id]; !found[id] && s.covers(finding) {
+			delete(l.open, id)
+			note(FindingResolved, finding, ResolvedExplained)
+		}
+	}
+	maps.DeleteFunc(l.suspects, func(id string, suspect suspicion) bool { return !found[id] && s.covers(suspect.Finding) })
+	return changes
+}
+
+// suspected tells whether something about the process waits for a second look.
+func (l *ledger) suspected(containerID string, pid int) bool {
+	for _, suspect := range l.suspects {
+		if suspect.ContainerID == containerID && suspect.PID == pid {
+			return true
+		}
+	}
+	return false
+}
+
+// end resolves the open findings that a predicate names, and forgets the
+// suspicions that it names.
+func (l *ledger) end(at time.Time, why string, ended func(drift.Finding) bool) []Change {
+	var changes []Change
+	for _, id := range slices.Sorted(maps.Keys(l.open)) {
+		if finding := l.open[id]; ended(finding) {
+			delete(l.open, id)
+			changes = append(changes, Change{At: at, Kind: FindingResolved, Finding: &finding, Resolved: why})
+		}
+	}
+	maps.DeleteFunc(l.suspects, func(_ string, suspect suspicion) bool { return ended(suspect.Finding) })
+	return changes
+}
+
+// findings returns what is open, sorted worst first; never nil.
+func (l *ledger) findings() []drift.Finding {
+	list := slices.AppendSeq(make([]drift.Finding, 0, len(l.open)), maps.Values(l.open))
+	drift.Sort(list)
+	return list
+}
+
+// alike tells whether a person would read the same.
+func alike(a, b drift.Finding) bool {
+	return a.Severity == b.Severity && a.Message == b.Message && a.Capabilities == b.Capabilities && a.Cause == b.Cause && a.Remedy == b.Remedy
+}

@@ -1,0 +1,536 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// Cadence is how often the loop looks, each kind of look as often as it is cheap.
+type Cadence struct {
+	Membership time.Duration // which processes are in the known containers
+	Sweep      time.Duration // every process, and containers that nobody named
+	Threads    time.Duration // the threads of processes that have more than one
+	List       time.Duration // which containers there are
+	Confirm    time.Duration // from a suspicion to the second look at it
+}
+
+// DefaultCadence costs a node of 200 containers and 5,000 processes less than a
+// percent of a core.
+func DefaultCadence() Cadence {
+	return Cadence{
+		Membership: 250 * time.Millisecond, Sweep: 15 * time.Second, Threads: time.Minute, List: 10 * time.Second,
+		Confirm: 250 * time.Millisecond,
+	}
+}
+
+// Members tells which processes come and go, cheaper than a sweep.
+type Members interface {
+	// Follow says which containers are known; limits tell which cannot be followed.
+	Follow(containers []drift.Container) []drift.Limit
+	Changes(ctx context.Context) ([]drift.MembershipChange, error)
+	// Read reads processes of a container; those that have ended are left out.
+	Read(ctx context.Context, containerID string, pids []int) ([]drift.Process, error)
+}
+
+// Journal keeps what happened. An error is shown, and ends nothing.
+type Journal interface {
+	// Record writes the changes down, and which findings are open after them.
+	Record(changes []Change, open []drift.Finding) error
+}
+
+// Loop keeps the truth of one node current. Its parts are handed in; [Loop.Run]
+// runs it, and it is a [Feed] for any number of watchers.
+type Loop struct {
+	Host    Host
+	Members Members
+	Runtime Runtime
+	Events  <-chan drift.RuntimeEvent // hints that say when to look sooner; nil for none
+	Journal Journal                   // nil for none
+	Given   drift.Given
+	Cadence Cadence
+	Epoch   string // of this run
+	// Open are the findings that were open when the agent ended last, and BootID the
+	// boot of the node at that time.
+	Open   []drift.Finding
+	BootID string
+	Now    func() time.Time
+	// After returns a channel that is sent to once, when the duration has passed.
+	After func(time.Duration) <-chan time.Time
+
+	hub   *hub
+	state state
+	scans chan chan View
+}
+
+// state is what the loop knows. Only the goroutine of Run touches it.
+type state struct {
+	node         drift.Node
+	nodeLimits   []drift.Limit
+	runtime      *drift.Runtime
+	listed       []drift.Container // as the runtime told last
+	starting     []string
+	listLimits   []drift.Limit
+	failure      error // of the last list
+	containers   map[string]*drift.Container
+	sweep        drift.Sweep // the last one's counts and limits
+	follow       []drift.Limit
+	expectations drift.Expectations
+	ledger       *ledger
+	rereads      []reread
+	sequence     uint64
+	takenAt      time.Time
+	took         time.Duration
+	components   map[string]Component
+	coverage     drift.Coverage
+}
+
+// reread is a suspicious process to be looked at again.
+type reread struct {
+	at          time.Time
+	containerID string
+	pids        []int
+}
+
+// NewLoop makes a loop of its parts ready to [Loop.Run].
+func NewLoop(l Loop) *Loop {
+	l.hub, l.scans = newHub(), make(chan chan View)
+	l.state = state{
+		containers: make(map[string]*drift.Container), components: make(map[string]Component),
+		ledger: newLedger(l.Cadence.Confirm, l.Open),
+	}
+	return &l
+}
+
+// View implements [Feed].
+func (l *Loop) View() (View, bool) { return l.hub.View() }
+
+// Watch implements [Feed].
+func (l *Loop) Watch(after Position) Subscription { return l.hub.Watch(after) }
+
+// Scan looks at everything now and returns the view that came of it.
+func (l *Loop) Scan(ctx context.Context) (View, error) {
+	reply := make(chan View, 1)
+	select {
+	case l.scans <- reply:
+	case <-ctx.Done():
+		return View{}, ctx.Err()
+	}
+	select {
+	case view := <-reply:
+		return view, nil
+	case <-ctx.Done():
+		return View{}, ctx.Err()
+	}
+}
+
+// listing is the answer of a runtime, or why there was none.
+type listing struct {
+	drift.Inventory
+	err error
+}
+
+// sooner bounds how often hints make the loop list: a node that starts many
+// containers at once is listed a few times, and not once for each.
+const sooner = 100 * time.Millisecond
+
+// Run looks until the context ends. It returns an error only where the node itself
+// cannot be read; a runtime that does not answer is said in every view, and looked
+// for again.
+func (l *Loop) Run(ctx context.Context) error {
+	node, limits, err := l.Host.Node()
+	if err != nil {
+		return fmt.Errorf("reading the node: %w", err)
+	}
+	l.state.node, l.state.nodeLimits = node, limits
+	l.closeFormerBoot()
+
+	// A runtime may hang: it is asked beside the loop, one question at a time.
+	listings, asking := make(chan listing, 1), false
+	list := func() {
+		if !asking {
+			asking = true
+			go func() {
+				inventory, err := l.Runtime.Inventory(ctx)
+				listings <- listing{inventory, err}
+			}()
+		}
+	}
+	list()
+	var waiting []chan View // scans that wait for a listing
+	membership, sweep, listAt := l.After(l.Cadence.Membership), l.After(l.Cadence.Sweep), l.After(l.Cadence.List)
+	var hinted <-chan time.Time
+	second := false // the next sweep is the second look at something
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case answer := <-listings:
+			asking = false
+			l.inventory(ctx, answer)
+			for _, reply := range waiting {
+				view, _ := l.View()
+				reply <- view
+			}
+			waiting = nil
+		case <-membership:
+			l.membership(ctx)
+			membership = l.After(l.Cadence.Membership)
+		case <-sweep:
+			l.look(ctx)
+			var in time.Duration
+			in, second = l.nextSweep(second)
+			sweep = l.After(in)
+		case <-listAt:
+			list()
+			listAt = l.After(l.Cadence.List)
+		case event, more := <-l.Events:
+			switch {
+			case !more:
+				l.Events = nil // there will be none; the cadences are the truth
+			case event.Kind == drift.EventExecStarted:
+				l.membership(ctx)
+			case hinted == nil:
+				hinted = l.After(sooner)
+			}
+		case <-hinted:
+			hinted = nil
+			list()
+		case reply := <-l.scans:
+			waiting = append(waiting, reply)
+			list()
+		}
+	}
+}
+
+// nextSweep is the time to the next sweep: the confirming time where something is
+// suspected that only a sweep shows, a thread or a container that nobody named,
+// and this is not the second look already.
+func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
+	for _, suspect := range l.state.ledger.suspects {
+		if !second && !ofProcess(suspect.Finding) {
+			return l.Cadence.Confirm, true
+		}
+	}
+	return l.Cadence.Sweep, false
+}
+
+// ofProcess tells whether reading the one process again can confirm the finding.
+func ofProcess(f drift.Finding) bool {
+	return f.PID != 0 && f.TID == 0 && f.Kind != drift.UnmanagedContainer
+}
+
+// closeFormerBoot resolves what was open when the node went down.
+func (l *Loop) closeFormerBoot() {
+	if l.BootID != l.state.node.BootID {
+		l.publish(l.state.ledger.end(l.Now(), ResolvedBoot, func(drift.Finding) bool { return true }))
+	}
+}
+
+// inventory enters what the runtime told, and looks at everything anew.
+func (l *Loop) inventory(ctx context.Context, answer listing) {
+	s := &l.state
+	if s.failure = answer.err; answer.err == nil {
+		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
+		s.follow = l.Members.Follow(s.listed)
+	}
+	changes := l.component("runtime", answer.err)
+	l.publish(changes)
+	l.look(ctx)
+}
+
+// look sweeps the node and enters what it shows: the containers that are there,
+// and every finding about them.
+func (l *Loop) look(ctx context.Context) {
+	s := &l.state
+	started := l.Now()
+	sweep, err := l.Host.Sweep(ctx, slices.Clone(s.listed))
+	if ctx.Err() != nil {
+		return
+	}
+	changes := l.component("proc", err)
+	if err != nil {
+		l.publish(changes)
+		return
+	}
+	s.sweep = sweep
+	s.sweep.Containers = nil
+	changes = append(changes, l.enter(sweep.Containers)...)
+	candidates := l.judge()
+	s.takenAt, s.took = started, l.Now().Sub(started)
+	changes = append(changes, s.ledger.take(sample{at: l.Now(), found: candidates, covers: l.covers})...)
+	l.rereadSuspects()
+	l.publish(changes)
+}
+
+// enter replaces the containers by those that a sweep saw.
+func (l *Loop) enter(seen []drift.Container) (changes []Change) {
+	s := &l.state
+	now := l.Now()
+	present := make(map[string]bool, len(seen))
+	for i := range seen {
+		c := seen[i]
+		drift.Settle(s.node, &c)
+		if c.Managed != nil && !*c.Managed && slices.Contains(s.starting, c.ID) {
+			c.Managed, c.Observation, c.Reason = new(true), drift.Partial, "its runtime is starting it"
+		}
+		if s.runtime == nil {
+			c.Managed = nil // nobody could say whether a pod explains it
+		}
+		present[c.ID] = true
+		before, known := s.containers[c.ID]
+		s.containers[c.ID] = &c
+		switch {
+		case !known:
+			changes = append(changes, Change{At: now, Kind: ContainerAdded, Container: &c})
+		case !sameContainer(before, &c):
+			changes = append(changes, Change{At: now, Kind: ContainerChanged, Container: &c})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.containers)) {
+		if !present[id] {
+			changes = append(changes, Change{At: now, Kind: ContainerRemoved, Container: s.containers[id]})
+			delete(s.containers, id)
+			changes = append(changes, s.ledger.end(now, ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == id })...)
+		}
+	}
+	return changes
+}
+
+// sameContainer tells whether a watcher would see the same but for processes that
+// come and go.
+func sameContainer(a, b *drift.Container) bool {
+	return a.Observation == b.Observation && a.Reason == b.Reason && a.InitPID == b.InitPID &&
+		a.Declared == b.Declared && len(a.Processes) == len(b.Processes)
+}
+
+// sorted returns the containers in the order of a report.
+func (s *state) sorted() []drift.Container {
+	list := make([]drift.Container, 0, len(s.containers))
+	for _, c := range s.containers {
+		list = append(list, *c)
+	}
+	slices.SortFunc(list, func(a, b drift.Container) int {
+		if by := strings.Compare(podKey(a), podKey(b)); by != 0 {
+			return by
+		}
+		return strings.Compare(a.Name+"\x00"+a.ID, b.Name+"\x00"+b.ID)
+	})
+	return list
+}
+
+func podKey(c drift.Container) string {
+	if c.Pod == nil {
+		return "\xff" // after all pods
+	}
+	return c.Pod.Namespace + "\x00" + c.Pod.Name
+}
+
+// judge compares everything that is known.
+func (l *Loop) judge() []drift.Finding {
+	s := &l.state
+	if s.runtime == nil {
+		return nil
+	}
+	containers := s.sorted()
+	s.expectations = drift.Expect(s.node, *s.runtime, heldBy(l.Host, s.runtime.PID, containers), l.Given, containers)
+	found := s.expectations.Findings()
+	for _, c := range containers {
+		found = append(found, drift.Compare(s.node, c)...)
+		found = append(found, drift.Hops(s.node, s.expectations, c)...)
+	}
+	return found
+}
+
+// covers tells whether a sweep would have shown the finding. Not where its
+// container could not be read in whole, nor without a runtime that told what was
+// declared.
+func (l *Loop) covers(f drift.Finding) bool {
+	s := &l.state
+	if s.runtime == nil {
+		return false
+	}
+	if f.ContainerID == "" {
+		return true // about a handler
+	}
+	c, there := s.containers[f.ContainerID]
+	return !there || c.Observation == drift.Observed || c.Observation == drift.UnsupportedRuntime
+}
+
+// membership enters which processes came and went in the known containers.
+func (l *Loop) membership(ctx context.Context) {
+	s := &l.state
+	moved, err := l.Members.Changes(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	changes := l.component("members", err)
+	for _, m := range moved {
+		if c := s.containers[m.ContainerID]; c != nil {
+			changes = append(changes, l.left(c, m.Gone)...)
+			changes = append(changes, l.arrived(ctx, c, m.Appeared)...)
+		}
+	}
+	changes = append(changes, l.again(ctx)...)
+	if len(moved) > 0 || len(changes) > 0 {
+		l.publish(changes)
+	}
+}
+
+// left enters that processes have ended.
+func (l *Loop) left(c *drift.Container, pids []int) []Change {
+	if len(pids) == 0 {
+		return nil
+	}
+	gone := make(map[int]bool, len(pids))
+	for _, pid := range pids {
+		gone[pid] = true
+	}
+	l.replace(c, func(list []drift.Process) []drift.Process {
+		return slices.DeleteFunc(list, func(p drift.Process) bool { return gone[p.PID] })
+	})
+	return l.state.ledger.end(l.Now(), ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == c.ID && gone[f.PID] })
+}
+
+// arrived reads processes that were not there before, compares them, and marks the
+// suspicious ones for a second look.
+func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Change {
+	if len(pids) == 0 {
+		return nil
+	}
+	read, err := l.Members.Read(ctx, c.ID, pids)
+	if err != nil {
+		return l.component("members", err)
+	}
+	fresh := make(map[int]bool, len(read))
+	seen := make([]int, 0, len(read))
+	for _, p := range read {
+		fresh[p.PID] = true
+		seen = append(seen, p.PID)
+	}
+	l.replace(c, func(list []drift.Process) []drift.Process {
+		return append(slices.DeleteFunc(list, func(p drift.Process) bool { return fresh[p.PID] }), read...)
+	})
+	current := l.state.containers[c.ID]
+	drift.Settle(l.state.node, current)
+	now := l.Now()
+	changes := l.state.ledger.take(sample{
+		at: now, found: drift.CompareProcesses(l.state.node, *current, seen),
+		covers: func(f drift.Finding) bool { return f.ContainerID == c.ID && ofProcess(f) && fresh[f.PID] },
+	})
+	var unsettled []int
+	for _, p := range current.Processes {
+		if fresh[p.PID] && (p.Observation == drift.Starting || l.state.ledger.suspected(c.ID, p.PID)) {
+			unsettled = append(unsettled, p.PID)
+		}
+	}
+	if len(unsettled) > 0 {
+		l.state.rereads = append(l.state.rereads, reread{now.Add(l.Cadence.Confirm), c.ID, unsettled})
+	}
+	return changes
+}
+
+// replace changes a container's processes in a copy: views that were published
+// share the old one.
+func (l *Loop) replace(c *drift.Container, change func([]drift.Process) []drift.Process) {
+	next := *l.state.containers[c.ID]
+	next.Processes = change(slices.Clone(next.Processes))
+	l.state.containers[c.ID] = &next
+}
+
+// again takes the second looks that are due.
+func (l *Loop) again(ctx context.Context) (changes []Change) {
+	s := &l.state
+	due := s.rereads
+	s.rereads = nil
+	for _, r := range due {
+		c := s.containers[r.containerID]
+		switch {
+		case c == nil:
+		case l.Now().Before(r.at):
+			s.rereads = append(s.rereads, r)
+		default:
+			changes = append(changes, l.arrived(ctx, c, r.pids)...)
+		}
+	}
+	return changes
+}
+
+// rereadSuspects marks for a second look what a sweep suspects.
+func (l *Loop) rereadSuspects() {
+	s := &l.state
+	byContainer := make(map[string][]int)
+	for _, suspect := range s.ledger.suspects {
+		if ofProcess(suspect.Finding) && !slices.Contains(byContainer[suspect.ContainerID], suspect.PID) {
+			byContainer[suspect.ContainerID] = append(byContainer[suspect.ContainerID], suspect.PID)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(byContainer)) {
+		s.rereads = append(s.rereads, reread{l.Now().Add(l.Cadence.Confirm), id, byContainer[id]})
+	}
+}
+
+// component enters how a part fares, and says so when that changed.
+func (l *Loop) component(name string, err error) []Change {
+	why := ""
+	if err != nil {
+		why = err.Error()
+	}
+	before, known := l.state.components[name]
+	if known && before.OK == (err == nil) && before.Why == why {
+		return nil
+	}
+	now := Component{Name: name, OK: err == nil, Why: why, Since: l.Now()}
+	l.state.components[name] = now
+	if !known && err == nil {
+		return nil
+	}
+	return []Change{{At: now.Since, Kind: StatusChanged, Component: &now}}
+}
+
+// publish numbers the changes, writes them down, and hands out the view after them.
+func (l *Loop) publish(changes []Change) {
+	s := &l.state
+	for i := range changes {
+		s.sequence++
+		changes[i].Position = Position{s.node.BootID, l.Epoch, s.sequence}
+	}
+	open := s.ledger.findings()
+	if l.Journal != nil && len(changes) > 0 {
+		failed := l.component("journal", l.Journal.Record(changes, open))
+		for i := range failed { // not written down itself
+			s.sequence++
+			failed[i].Position = Position{s.node.BootID, l.Epoch, s.sequence}
+		}
+		changes = append(changes, failed...)
+	}
+	l.hub.publish(l.view(open), changes)
+}
+
+func (l *Loop) view(open []drift.Finding) View {
+	s := &l.state
+	report := drift.Report{
+		Schema: drift.Schema, Node: s.node, Runtime: s.runtime, TakenAt: s.takenAt.UTC(), DurationMs: s.took.Milliseconds(),
+		Containers: s.sorted(), Findings: open, Expectations: s.expectations,
+		Coverage: drift.Coverage{
+			Processes: s.sweep.Processes, Threads: s.sweep.Threads,
+			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits()),
+		},
+	}
+	if s.failure != nil {
+		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
+			What: "what was declared for containers since the runtime answered last", Why: s.failure.Error(), Blind: true,
+		})
+	}
+	report.Cover()
+	view := View{Position: Position{s.node.BootID, l.Epoch, s.sequence}, Report: report}
+	for _, name := range slices.Sorted(maps.Keys(s.components)) {
+		view.Status = append(view.Status, s.components[name])
+	}
+	return view
+}

@@ -1,0 +1,392 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// clock is time as the test says.
+type clock struct {
+	mu     sync.Mutex
+	now    time.Time
+	timers map[chan time.Time]time.Time
+}
+
+func newClock() *clock {
+	return &clock{now: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC), timers: make(map[chan time.Time]time.Time)}
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) After(d time.Duration) <-chan time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	timer := make(chan time.Time, 1)
+	c.timers[timer] = c.now.Add(d)
+	return timer
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+	for timer, at := range c.timers {
+		if !at.After(c.now) {
+			timer <- c.now
+			delete(c.timers, timer)
+		}
+	}
+}
+
+// machine is a node of which the test says what is on it: host, members and runtime
+// in one.
+type machine struct {
+	mu        sync.Mutex
+	boot      string
+	container []drift.Container
+	processes map[string][]drift.Process
+	told      map[string][]int // pids that Changes has told of
+	down      error            // of the runtime
+	journal   []agent.Change
+	open      []drift.Finding
+	unwritten error
+}
+
+func newMachine() *machine {
+	c := restricted()
+	c.CgroupPath = "/c1"
+	return &machine{
+		boot: "boot", container: []drift.Container{c}, told: make(map[string][]int),
+		processes: map[string][]drift.Process{"c1": {process(10, bind)}},
+	}
+}
+
+func (m *machine) change(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
+}
+
+func (m *machine) Node() (drift.Node, []drift.Limit, error) {
+	return drift.Node{BootID: m.boot, CapLastCap: 40, UserNamespace: drift.UserNamespace{UIDMap: whole}}, nil, nil
+}
+
+func (m *machine) Process(int) (drift.Process, error) {
+	return drift.Process{}, errors.New("not read")
+}
+
+func (m *machine) Sweep(_ context.Context, given []drift.Container) (drift.Sweep, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range given {
+		given[i].Processes = slices.Clone(m.processes[given[i].ID])
+	}
+	return drift.Sweep{Containers: given}, nil
+}
+
+func (m *machine) Inventory(context.Context) (drift.Inventory, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return drift.Inventory{Runtime: drift.Runtime{Name: "containerd"}, Containers: slices.Clone(m.container)}, m.down
+}
+
+func (m *machine) Follow([]drift.Container) []drift.Limit { return nil }
+
+func (m *machine) Changes(context.Context) (changes []drift.MembershipChange, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.container {
+		var now []int
+		for _, p := range m.processes[c.ID] {
+			now = append(now, p.PID)
+		}
+		change := drift.MembershipChange{ContainerID: c.ID}
+		for _, pid := range now {
+			if !slices.Contains(m.told[c.ID], pid) {
+				change.Appeared = append(change.Appeared, pid)
+			}
+		}
+		for _, pid := range m.told[c.ID] {
+			if !slices.Contains(now, pid) {
+				change.Gone = append(change.Gone, pid)
+			}
+		}
+		if m.told[c.ID] = now; len(change.Appeared)+len(change.Gone) > 0 {
+			changes = append(changes, change)
+		}
+	}
+	return changes, nil
+}
+
+func (m *machine) Read(_ context.Context, id string, pids []int) (read []drift.Process, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.processes[id] {
+		if slices.Contains(pids, p.PID) {
+			read = append(read, p)
+		}
+	}
+	return read, nil
+}
+
+func (m *machine) Record(changes []agent.Change, open []drift.Finding) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unwritten == nil {
+		m.journal, m.open = append(m.journal, changes...), open
+	}
+	return m.unwritten
+}
+
+// running starts a loop on the machine, and stops it after the test.
+func running(t *testing.T, m *machine, c *clock, settle func(*agent.Loop)) *agent.Loop {
+	t.Helper()
+	config := agent.Loop{
+		Host: m, Members: m, Runtime: m, Journal: m, Cadence: agent.DefaultCadence(), Epoch: "e1", BootID: "boot", Now: c.Now, After: c.After,
+	}
+	if settle != nil {
+		settle(&config)
+	}
+	loop := agent.NewLoop(config)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- loop.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	until(t, "the first view has a container", func() bool {
+		view, ok := loop.View()
+		return ok && len(view.Report.Containers) > 0
+	})
+	return loop
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waiting until %s: %v", what, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// passes advances the clock in steps of the membership cadence until a condition holds.
+func passes(t *testing.T, c *clock, what string, holds func() bool) {
+	t.Helper()
+	until(t, what, func() bool {
+		c.advance(agent.DefaultCadence().Membership)
+		return holds()
+	})
+}
+
+func openKinds(loop *agent.Loop) (kinds []string) {
+	view, _ := loop.View()
+	for _, f := range view.Report.Findings {
+		if f.Severity > drift.Info {
+			kinds = append(kinds, string(f.Kind))
+		}
+	}
+	slices.Sort(kinds)
+	return kinds
+}
+
+// story is what the journal has of findings above info, in order.
+func (m *machine) story() (list []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, change := range m.journal {
+		if change.Finding != nil && change.Finding.Severity > drift.Info {
+			list = append(list, strings.TrimSpace(fmt.Sprintf("%s %s %d %s", change.Kind, change.Finding.Kind, change.Finding.PID, change.Resolved)))
+		}
+	}
+	return list
+}
+
+func TestLoopTellsOfAnIntruderAndItsEnd(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	watch := loop.Watch(agent.Position{})
+	defer watch.Close()
+	if view, ok := watch.Snapshot(); !ok || len(view.Report.Containers) != 1 {
+		t.Fatalf("snapshot %v %+v", ok, view)
+	}
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it is open", func() bool { return slices.Equal(openKinds(loop), []string{"bounding_excess"}) })
+	m.change(func() { m.processes["c1"] = m.processes["c1"][:1] })
+	passes(t, c, "it is resolved", func() bool { return len(openKinds(loop)) == 0 })
+	if got, want := m.story(), []string{"finding_opened bounding_excess 11", "finding_resolved bounding_excess 11 ended"}; !slices.Equal(got, want) {
+		t.Errorf("the journal has %q, want %q", got, want)
+	}
+	var told []string
+	last := uint64(0)
+	for len(told) < 2 {
+		change := <-watch.Changes()
+		if last != 0 && change.Position.Sequence != last+1 {
+			t.Errorf("after %d came %d", last, change.Position.Sequence)
+		}
+		if last = change.Position.Sequence; change.Finding != nil {
+			told = append(told, string(change.Kind))
+		}
+	}
+	if !slices.Equal(told, []string{"finding_opened", "finding_resolved"}) {
+		t.Errorf("watched %q", told)
+	}
+}
+
+// TestLoopBelievesNoStage: a process that holds everything in one look and not in the
+// next was a runtime's stage.
+func TestLoopBelievesNoStage(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it was read", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers[0].Processes) == 2
+	})
+	m.change(func() { m.processes["c1"][1] = process(11, bind) })
+	passes(t, c, "it was read again", func() bool {
+		view, _ := loop.View()
+		return view.Report.Containers[0].Processes[1].Caps.Bounding == bind
+	})
+	if story := m.story(); story != nil {
+		t.Errorf("the journal has %q", story)
+	}
+}
+
+func TestLoopGoesOnWithoutItsRuntime(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	m.change(func() { m.down = errors.New("no answer") })
+	passes(t, c, "it says so", func() bool {
+		view, _ := loop.View()
+		return !view.Report.Coverage.Complete && slices.ContainsFunc(view.Status, func(s agent.Component) bool { return s.Name == "runtime" && !s.OK })
+	})
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it is open all the same", func() bool { return slices.Equal(openKinds(loop), []string{"bounding_excess"}) })
+	m.change(func() { m.down = nil })
+	passes(t, c, "it is whole again", func() bool {
+		view, _ := loop.View()
+		return view.Report.Coverage.Complete
+	})
+	if got := m.story(); !slices.Equal(got, []string{"finding_opened bounding_excess 11"}) {
+		t.Errorf("the journal has %q", got)
+	}
+	m.change(func() { m.container = nil })
+	passes(t, c, "the container is gone", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers) == 0
+	})
+	if got := m.story(); len(got) != 2 || got[1] != "finding_resolved bounding_excess 11 ended" {
+		t.Errorf("the journal has %q", got)
+	}
+}
+
+// TestLoopRemembers: what was open when the agent ended is not opened again, and
+// resolved when it is over, or when the node booted since.
+func TestLoopRemembers(t *testing.T) {
+	m, c := newMachine(), newClock()
+	m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin))
+	first := running(t, m, c, nil)
+	passes(t, c, "it is open", func() bool { return len(openKinds(first)) == 1 })
+	view, _ := first.View()
+
+	after := newMachine()
+	after.processes = m.processes
+	again := running(t, after, newClock(), func(l *agent.Loop) { l.Open, l.Epoch = view.Report.Findings, "e2" })
+	if got := openKinds(again); !slices.Equal(got, []string{"bounding_excess"}) || after.story() != nil {
+		t.Errorf("open %q, journal %q", got, after.story())
+	}
+	over := newMachine()
+	ended := running(t, over, newClock(), func(l *agent.Loop) { l.Open = view.Report.Findings })
+	until(t, "it is over", func() bool { return len(openKinds(ended)) == 0 })
+	if got := over.story(); !slices.Equal(got, []string{"finding_resolved bounding_excess 11 explained"}) {
+		t.Errorf("the journal has %q", got)
+	}
+	booted := newMachine()
+	booted.boot, booted.processes = "another", m.processes
+	running(t, booted, newClock(), func(l *agent.Loop) { l.Open = view.Report.Findings })
+	if got := booted.story(); len(got) == 0 || got[0] != "finding_resolved bounding_excess 11 boot" {
+		t.Errorf("the journal has %q", got)
+	}
+}
+
+func TestWatchersThatComeBackAndThoseThatAreSlow(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	slow := loop.Watch(agent.Position{})
+	view, _ := loop.View()
+	position := view.Position
+	for i := range 700 { // two changes each, which nobody takes
+		pid := 100 + i
+		m.change(func() { m.processes["c1"] = append(m.processes["c1"][:1], process(pid, bind|sysAdmin)) })
+		passes(t, c, "it is open", func() bool {
+			view, _ := loop.View()
+			return slices.ContainsFunc(view.Report.Findings, func(f drift.Finding) bool { return f.PID == pid })
+		})
+		if i == 5 {
+			back := loop.Watch(position)
+			if _, whole := back.Snapshot(); whole {
+				t.Error("a watcher that comes back soon begins anew")
+			}
+			if change := <-back.Changes(); change.Position.Sequence != position.Sequence+1 {
+				t.Errorf("it goes on with %d after %d", change.Position.Sequence, position.Sequence)
+			}
+			back.Close()
+		}
+	}
+	taken := 0
+	for range slow.Changes() {
+		taken++
+	}
+	if !errors.Is(slow.Err(), agent.ErrSlow) || taken == 0 {
+		t.Errorf("%v after %d changes", slow.Err(), taken)
+	}
+	for what, after := range map[string]agent.Position{
+		"another epoch": {BootID: "boot", Epoch: "e0", Sequence: position.Sequence}, "the future": {BootID: "boot", Epoch: "e1", Sequence: 1 << 40}, "nothing": {},
+	} {
+		watch := loop.Watch(after)
+		if _, whole := watch.Snapshot(); !whole {
+			t.Errorf("after %s no whole view", what)
+		}
+		watch.Close()
+		if _, more := <-watch.Changes(); more || watch.Err() != nil {
+			t.Errorf("after Close: %v", watch.Err())
+		}
+	}
+}
+
+// TestLoopSaysThatItsJournalFails, and goes on.
+func TestLoopSaysThatItsJournalFails(t *testing.T) {
+	m, c := newMachine(), newClock()
+	m.unwritten = errors.New("no space left on device")
+	loop := running(t, m, c, nil)
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it is open all the same", func() bool { return len(openKinds(loop)) == 1 })
+	view, _ := loop.View()
+	if !slices.ContainsFunc(view.Status, func(s agent.Component) bool { return s.Name == "journal" && !s.OK && s.Why != "" }) {
+		t.Errorf("status %+v", view.Status)
+	}
+}
