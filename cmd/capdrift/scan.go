@@ -29,7 +29,9 @@ func scanCommand() *cobra.Command {
 		Use:   "scan",
 		Short: "Look at this node once: what its containers hold, beside what was declared",
 		Long: `Look at this node once: list its containers through the CRI socket, read every process's
-capability sets from /proc, and compare them with the container's OCI spec.
+capability sets from /proc, and compare them with what was declared at each hop: the OCI spec,
+the CRI config and, where --kubeconfig, --kubelet or --pods says whence, the pod spec. A finding
+names the hop that changed the declaration, and why where that is known.
 
 It needs uid 0 for the runtime's socket, and no capability. A suspicion counts only when a
 second look, a second later, confirms it. What could not be seen is said in the coverage.
@@ -38,6 +40,7 @@ Exit status: 0 done, 1 could not do it (a runtime that does not answer too; the 
 was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 		Example: `  capdrift scan
   capdrift scan --namespace shop --wide
+  capdrift scan --kubelet https://127.0.0.1:10250 --kubelet-token-file token --kubelet-ca-file ca.crt
   capdrift scan -o json --fail-on high > node.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
