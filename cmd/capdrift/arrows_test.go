@@ -15,14 +15,19 @@ var arrows = map[string]struct {
 	may []string
 	why string
 }{
-	"capdecode":    {nil, "a bitmap means the same to everybody"},
-	"drift":        {[]string{"capdecode"}, "the comparison is pure: kernel, socket and clock stay outside"},
-	"proc":         {[]string{"drift", "capdecode"}, "reading /proc knows no runtime"},
-	"cri":          {[]string{"drift", "capdecode"}, "asking a runtime knows no /proc"},
-	"kube":         {[]string{"drift", "capdecode"}, "where pod specs come from knows neither the runtime nor /proc"},
-	"cri/fake":     {[]string{}, "what tests replay is the wire, not our reading of it"},
-	"agent":        {[]string{"drift", "capdecode"}, "the order of things knows neither the CRI nor /proc, only the interfaces it declares"},
-	"cmd/capdrift": {[]string{"agent", "capdecode", "cri", "drift", "kube", "proc"}, "the one place that sees everything"},
+	"capdecode":       {nil, "a bitmap means the same to everybody"},
+	"drift":           {[]string{"capdecode"}, "the comparison is pure: kernel, socket and clock stay outside"},
+	"proc":            {[]string{"drift", "capdecode"}, "reading /proc knows no runtime"},
+	"cri":             {[]string{"drift", "capdecode"}, "asking a runtime knows no /proc"},
+	"kube":            {[]string{"drift", "capdecode"}, "where pod specs come from knows neither the runtime nor /proc"},
+	"cri/fake":        {[]string{}, "what tests replay is the wire, not our reading of it"},
+	"journal":         {nil, "it keeps bytes in order and knows nothing of what they mean"},
+	"agent":           {[]string{"drift", "capdecode"}, "the order of things knows neither the CRI nor /proc, only the interfaces it declares"},
+	"agent/rpc":       {[]string{"agent", "api/capdrift/v1", "capdecode", "drift", "policy"}, "who asks the agent changes nothing on the node, and touches neither /proc nor a runtime"},
+	"api/capdrift/v1": {nil, "the wire is what other programs are built on"},
+	"agent/metrics":   {[]string{"agent", "drift"}, "numbers are made of views, and of nothing else"},
+	"policy":          {[]string{"drift", "capdecode"}, "what is judged is handed in, whoever read it"},
+	"cmd/capdrift":    {[]string{"agent", "agent/metrics", "agent/rpc", "api/capdrift/v1", "capdecode", "cri", "drift", "journal", "kube", "policy", "proc"}, "the one place that sees everything"},
 }
 
 // pure rooms may not touch the world at all.

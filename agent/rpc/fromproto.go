@@ -1,0 +1,290 @@
+package rpc
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/capdecode"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// FromProtoReport puts a report together again. What an agent must tell and did
+// not is an error, never an empty value; parts of containers are joined.
+func FromProtoReport(look *v1.Look, containers []*v1.Container, findings []*v1.Finding) (drift.Report, error) {
+	if look.GetNode() == nil || look.GetCoverage() == nil || look.GetTakenAt() == nil {
+		return drift.Report{}, errors.New("the agent's report names no node, time or coverage")
+	}
+	if look.Node.CapLastCap > uint32(capdecode.MaxCap) {
+		return drift.Report{}, fmt.Errorf("the agent's last capability is %d, no set has more than %d", look.Node.CapLastCap, capdecode.MaxCap)
+	}
+	report := drift.Report{
+		Schema: drift.Schema,
+		Node: drift.Node{
+			Name: look.Node.Name, BootID: look.Node.BootId, Kernel: look.Node.Kernel,
+			CapLastCap: capdecode.Cap(look.Node.CapLastCap), CgroupMode: look.Node.CgroupMode,
+		},
+		TakenAt:    when(look.TakenAt),
+		DurationMs: look.Duration.AsDuration().Milliseconds(),
+		Coverage:   FromProtoCoverage(look.Coverage),
+		Containers: []drift.Container{},
+		Findings:   []drift.Finding{},
+	}
+	if r := look.Runtime; r != nil {
+		report.Runtime = &drift.Runtime{Name: r.Name, Version: r.Version, Endpoint: r.Endpoint}
+	}
+	whole, err := JoinParts(containers)
+	if err != nil {
+		return drift.Report{}, err
+	}
+	for _, message := range whole {
+		container, err := FromProtoContainer(message)
+		if err != nil {
+			return drift.Report{}, err
+		}
+		report.Containers = append(report.Containers, container)
+	}
+	for _, message := range findings {
+		finding, err := FromProtoFinding(message)
+		if err != nil {
+			return drift.Report{}, err
+		}
+		report.Findings = append(report.Findings, finding)
+	}
+	return report, nil
+}
+
+// FromProtoCoverage is the coverage of a message; what it does not tell is zero,
+// and so not complete.
+func FromProtoCoverage(m *v1.Coverage) drift.Coverage {
+	limits := make([]drift.Limit, 0, len(m.GetLimits()))
+	for _, limit := range m.GetLimits() {
+		limits = append(limits, drift.Limit{What: limit.GetWhat(), Why: limit.GetWhy(), Blind: limit.GetBlind()})
+	}
+	containers, processes, threads := m.GetContainers(), m.GetProcesses(), m.GetThreads()
+	return drift.Coverage{
+		Containers: drift.ContainerCoverage{
+			Running: int(containers.GetRunning()), Observed: int(containers.GetObserved()), Partial: int(containers.GetPartial()),
+			Unreadable: int(containers.GetUnreadable()), Unsupported: int(containers.GetUnsupported()),
+		},
+		Processes: drift.ProcessCoverage{
+			Observed: int(processes.GetObserved()), Starting: int(processes.GetStarting()),
+			Vanished: int(processes.GetVanished()), Unreadable: int(processes.GetUnreadable()),
+		},
+		Threads:  drift.ThreadCoverage{Observed: int(threads.GetObserved()), Skipped: int(threads.GetSkipped())},
+		Complete: m.GetComplete(),
+		Limits:   limits,
+	}
+}
+
+// JoinParts puts together what [v1.Container.More] and [v1.Process.More] took
+// apart. The messages are written to.
+func JoinParts(parts []*v1.Container) ([]*v1.Container, error) {
+	var whole []*v1.Container
+	for _, part := range parts {
+		if len(whole) == 0 || !whole[len(whole)-1].GetMore() {
+			whole = append(whole, part)
+			continue
+		}
+		last := whole[len(whole)-1]
+		if last.Id != part.GetId() {
+			return nil, fmt.Errorf("container %.64q: more of its processes were announced, and %.64q came", last.Id, part.GetId())
+		}
+		more := part.GetProcesses()
+		if n := len(last.Processes); n > 0 && last.Processes[n-1].GetMore() {
+			process := last.Processes[n-1]
+			process.More = false
+			if len(more) > 0 && more[0].GetPid() == process.Pid { // else it has ended
+				process.Threads, process.More = append(process.Threads, more[0].Threads...), more[0].More
+				more = more[1:]
+			}
+		}
+		last.Processes, last.More = append(last.Processes, more...), part.GetMore()
+	}
+	if n := len(whole); n > 0 && whole[n-1].GetMore() {
+		return nil, fmt.Errorf("container %.64q: more of its processes were announced, and did not come", whole[n-1].Id)
+	}
+	return whole, nil
+}
+
+// FromProtoContainer is the container of a message that is whole.
+func FromProtoContainer(m *v1.Container) (drift.Container, error) {
+	fail := func(why error) (drift.Container, error) {
+		return drift.Container{}, fmt.Errorf("container %.64q: %w", m.GetId(), why)
+	}
+	observation, err := fromObservation(m.GetObservation())
+	if err != nil {
+		return fail(err)
+	}
+	if m.Declared == nil {
+		return fail(errors.New("the agent does not say what was declared for it"))
+	}
+	container := drift.Container{
+		ID: m.Id, Name: m.Name, Image: m.Image, Pod: fromPod(m.Pod), RuntimeHandler: m.RuntimeHandler, Sandbox: m.Sandbox,
+		Managed: m.Managed, Origin: m.Origin, Observation: observation, Reason: m.Reason, Processes: []drift.Process{},
+		InitPID: int(m.GetInitPid()), Created: when(m.CreatedAt),
+	}
+	if pod := m.Declared.Pod; pod != nil {
+		container.Declared.Pod = &drift.PodSecurity{
+			Role: drift.Role(pod.Role), Add: list(pod.Add), Drop: list(pod.Drop), Privileged: pod.Privileged,
+			AllowPrivilegeEscalation: pod.AllowPrivilegeEscalation, RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot,
+			HostUsers: pod.HostUsers, RuntimeClass: pod.RuntimeClass, Source: pod.Source,
+		}
+	}
+	if cri := m.Declared.Cri; cri != nil {
+		container.Declared.CRI = &drift.CRI{
+			Add: list(cri.Add), Drop: list(cri.Drop), AddAmbient: list(cri.AddAmbient), Privileged: cri.Privileged,
+			NoNewPrivileges: cri.NoNewPrivileges, RunAsUser: cri.RunAsUser, UserNamespace: cri.UserNamespace,
+		}
+	}
+	if container.Declared.OCI, err = fromOCI(m.Declared.Oci); err != nil {
+		return fail(err)
+	}
+	if container.Declared.Bundle, err = fromOCI(m.Declared.Bundle); err != nil {
+		return fail(err)
+	}
+	for _, message := range m.Processes {
+		process, err := fromProcess(message)
+		if err != nil {
+			return fail(fmt.Errorf("process %d: %w", message.GetPid(), err))
+		}
+		container.Processes = append(container.Processes, process)
+	}
+	return container, nil
+}
+
+func fromOCI(m *v1.OciSecurity) (*drift.OCI, error) {
+	if m == nil {
+		return nil, nil
+	}
+	sets, err := fromSets(m.Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	return &drift.OCI{
+		Sets: sets, NoNewPrivileges: m.NoNewPrivileges, UID: m.Uid, UnknownNames: list(m.UnknownNames), UserNamespace: m.UserNamespace,
+	}, nil
+}
+
+func fromProcess(m *v1.Process) (drift.Process, error) {
+	sets, err := fromSets(m.GetCapabilities())
+	if err != nil {
+		return drift.Process{}, err
+	}
+	observation, err := fromObservation(m.Observation)
+	if err != nil {
+		return drift.Process{}, err
+	}
+	process := drift.Process{
+		PID: int(m.Pid), StartTime: m.StartTime, ParentPID: int(m.ParentPid), Name: name(m.Name, m.RawName), State: m.State,
+		UID: m.Uid, ContainerUID: m.ContainerUid, NoNewPrivileges: m.NoNewPrivileges,
+		UserNamespace: drift.UserNamespace{Relation: fromRelation(m.UserNamespace.GetRelation()), Inode: m.UserNamespace.GetInode()},
+		Caps:          sets, Observation: observation, ThreadCount: int(m.ThreadCount),
+	}
+	if m.Seccomp != nil {
+		mode := int(*m.Seccomp)
+		process.Seccomp = &mode
+	}
+	for _, t := range m.Threads {
+		sets, err := fromSets(t.GetCapabilities())
+		if err != nil {
+			return drift.Process{}, fmt.Errorf("thread %d: %w", t.GetTid(), err)
+		}
+		process.Threads = append(process.Threads, drift.Thread{
+			TID: int(t.Tid), Name: name(t.Name, t.RawName), UID: t.Uid, NoNewPrivileges: t.NoNewPrivileges, Caps: sets,
+		})
+	}
+	return process, nil
+}
+
+// FromProtoFinding is the finding of a message.
+func FromProtoFinding(m *v1.Finding) (drift.Finding, error) {
+	severity, ok := inverse(severities, m.GetSeverity())
+	if !ok {
+		return drift.Finding{}, fmt.Errorf("finding %.64q: severity %v is not known to this version", m.GetId(), m.GetSeverity())
+	}
+	if m.Capabilities == nil {
+		return drift.Finding{}, fmt.Errorf("finding %.64q: the agent does not say about which capabilities it is", m.Id)
+	}
+	return drift.Finding{
+		ID: m.Id, Kind: drift.Kind(m.Kind), Severity: severity, From: fromLayer(m.From), Layer: fromLayer(m.Layer), Cause: drift.Cause(m.Cause),
+		RuntimeHandler: m.RuntimeHandler, ContainerID: m.ContainerId, Container: m.Container, Pod: fromPod(m.Pod),
+		PID: int(m.GetPid()), TID: int(m.GetTid()), Set: m.Set, Capabilities: capdecode.Set(m.Capabilities.Bits),
+		Message: m.Message, Remedy: m.Remedy, Paste: m.Paste,
+	}, nil
+}
+
+func fromPod(m *v1.Pod) *drift.Pod {
+	if m == nil {
+		return nil
+	}
+	return &drift.Pod{Namespace: m.Namespace, Name: m.Name, UID: m.Uid}
+}
+
+func fromSets(m *v1.CapabilitySets) (capdecode.Sets, error) {
+	if m.GetInheritable() == nil || m.GetPermitted() == nil || m.GetEffective() == nil || m.GetBounding() == nil || m.GetAmbient() == nil {
+		return capdecode.Sets{}, errors.New("the agent does not tell all five capability sets")
+	}
+	return capdecode.Sets{
+		Inheritable: capdecode.Set(m.Inheritable.Bits), Permitted: capdecode.Set(m.Permitted.Bits), Effective: capdecode.Set(m.Effective.Bits),
+		Bounding: capdecode.Set(m.Bounding.Bits), Ambient: capdecode.Set(m.Ambient.Bits),
+	}, nil
+}
+
+// fromObservation keeps one that a newer agent knows as its number: it is then
+// none of those that mean that all is seen.
+func fromObservation(m v1.Observation) (drift.Observation, error) {
+	if m == v1.Observation_OBSERVATION_UNSPECIFIED {
+		return "", errors.New("the agent does not say how much of it was seen")
+	}
+	if observation, ok := inverse(observations, m); ok {
+		return observation, nil
+	}
+	return drift.Observation(strings.ToLower(m.String())), nil
+}
+
+func fromLayer(m v1.Layer) drift.Layer {
+	if layer, ok := inverse(layers, m); ok {
+		return layer
+	}
+	return drift.Layer(strings.ToLower(m.String()))
+}
+
+func fromRelation(m v1.UserNamespace_Relation) drift.Relation {
+	if relation, ok := inverse(relations, m); ok {
+		return relation
+	}
+	return drift.RelationUnknown
+}
+
+func inverse[K, V comparable](table map[K]V, value V) (K, bool) {
+	for k, v := range table {
+		if v == value {
+			return k, true
+		}
+	}
+	var none K
+	return none, false
+}
+
+func name(text string, raw []byte) string {
+	if raw != nil {
+		return string(raw)
+	}
+	return text
+}
+
+// list is never nil, so that its JSON is [].
+func list(of []string) []string { return append([]string{}, of...) }
+
+// when is the zero time for an absent moment.
+func when(m *timestamppb.Timestamp) time.Time {
+	if m == nil {
+		return time.Time{}
+	}
+	return m.AsTime()
+}
