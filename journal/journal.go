@@ -1,0 +1,479 @@
+// Package journal keeps records on disk: in order, within a bound, and through
+// crashes.
+//
+// Read it in this order: [Open] yields a [Journal] and a [Report] of what it found;
+// [Journal.Commit] writes a [Batch] of records together with changes of a small
+// keyed state; [Journal.Read] and [Journal.All] give the records back.
+//
+// # Promises
+//
+// What Commit acknowledged is on disk: it survives the death of the process at any
+// point, and the machine's where the disk keeps its word about fdatasync(2). A batch
+// is kept whole or not at all, records and state together.
+//
+// Records are ordered by epoch, in the order in which epochs first came, and by
+// sequence within one. Clocks decide nothing but the age at which a record goes.
+//
+// Everything carries a checksum. What was damaged is recognised when the journal is
+// opened, never given back, and counted; the damaged file is set aside, what is whole
+// in it is carried over. Nothing is overwritten silently.
+//
+// When a bound is passed the oldest records go and are counted as lost.
+//
+// # The file
+//
+// One file of go.etcd.io/bbolt, which brings transactions, a lock and the reuse of
+// space. It has no checksums but in its two headers and trusts its file: a damaged one
+// makes it panic, overflow the stack or loop. So Open first reads the file by
+// itself, page by page (image.go), and lets bbolt see only what is sound.
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of what one call can store.
+const (
+	MinBytes   = 4 << 20 // the smallest Options.MaxBytes
+	MaxRecord  = 1 << 20 // of Record.Data, and of one value of the state
+	MaxName    = 255     // of Record.BootID, Epoch and Kind, and of a key of the state
+	maxEpochs  = 1024    // kept at once; each start of an agent makes one
+	maxGroup   = 4 << 20 // bytes of batches that share one transaction
+	maxMapped  = 1 << 30 // bytes of address space taken at once; more come when they are needed
+	allocation = 256 << 10
+	keepAside  = 3 // damaged files that are kept
+)
+
+// Errors that callers may tell apart.
+var (
+	ErrLocked = errors.New("the journal is open elsewhere")
+	ErrGone   = errors.New("the position is not kept in the journal")
+	ErrOrder  = errors.New("the record does not follow the last one")
+	ErrTooBig = errors.New("more than the journal takes")
+	ErrClosed = errors.New("the journal is closed")
+	// ErrDamaged is of a file that was damaged while it was open. Opening it again
+	// carries over what is whole.
+	ErrDamaged = errors.New("the journal's file is damaged")
+)
+
+// Options are the journal's bounds.
+type Options struct {
+	// MaxBytes bounds the records and the state together, at least [MinBytes]. The
+	// file stays within about twice of it.
+	MaxBytes int64
+	// MaxAge is the age at which a record goes, by Now and its own time; 0 keeps all.
+	// Records go from the oldest in order, and only when others come.
+	MaxAge time.Duration
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	// ReadOnly opens an existing journal and writes nothing: a damaged one is then an
+	// error.
+	ReadOnly bool
+}
+
+// Record is one entry of the log.
+type Record struct {
+	BootID   string
+	Epoch    string
+	Sequence uint64 // above that of the record before it in its epoch
+	At       time.Time
+	Kind     string
+	Data     []byte
+}
+
+// Key is the record's place.
+func (r Record) Key() Key { return Key{r.BootID, r.Epoch, r.Sequence} }
+
+// Key is a place in the log. The zero Key is before all records.
+type Key struct {
+	BootID   string
+	Epoch    string
+	Sequence uint64
+}
+
+// Epoch is what is known of one epoch of which records are kept, or which is the
+// newest.
+type Epoch struct {
+	BootID  string
+	Epoch   string
+	Last    uint64 // the highest sequence that was appended
+	Gone    uint64 // the highest sequence that went by the bounds; 0 when none did
+	Records int    // kept
+	Bytes   int64  // that they take
+	Lost    uint64 // records that went by the bounds or by damage
+}
+
+// Report tells what Open found.
+type Report struct {
+	New     bool // there was no journal yet
+	Records int
+	Bytes   int64
+	State   int
+
+	// Damage says what was wrong with the file; empty when nothing was.
+	Damage []string
+	// SetAside is where the damaged file is now.
+	SetAside string
+	// Removed are older damaged files that were deleted: the newest three are kept.
+	Removed []string
+	// Lost counts the records that the damage took. They are in [Journal.Lost] too.
+	Lost uint64
+	// LostState counts the entries of the state that the damage took.
+	LostState int
+	// Uncounted is true when more may be missing than Lost and LostState say.
+	Uncounted bool
+}
+
+// Journal is an open journal. Its methods may be called from several goroutines.
+type Journal struct {
+	options Options
+	where   string
+	dir     *directory
+	db      *bbolt.DB
+	file    *os.File // db's own
+
+	turn    sync.Mutex // held by the one that commits
+	queueMu sync.Mutex
+	queue   []*request
+
+	mu       sync.RWMutex // guards what follows
+	index    *index       // never written to, as upcoming is
+	upcoming *index       // of the transaction that is being committed
+	broken   error        // why nothing can be done any more
+	doubt    bool         // a commit failed: what it wrote may be there
+}
+
+// Open opens the journal in a directory, and makes both where they are missing. The
+// directory must be the user's own or root's, and not writable by others; a symbolic
+// link in the place of the directory or of a file in it is refused.
+func Open(dir string, options Options) (*Journal, Report, error) {
+	if options.MaxBytes < MinBytes && !options.ReadOnly {
+		return nil, Report{}, fmt.Errorf("journal of %d bytes: give it %d or more", options.MaxBytes, MinBytes)
+	}
+	if options.MaxAge < 0 {
+		return nil, Report{}, fmt.Errorf("journal's age of %v: want 0 (no limit) or more", options.MaxAge)
+	}
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	d, err := openDirectory(dir, options.ReadOnly)
+	if err != nil {
+		return nil, Report{}, err
+	}
+	j := &Journal{options: options, where: dir, dir: d}
+	report, err := j.open()
+	if err != nil {
+		j.abandon()
+		return nil, report, fmt.Errorf("journal in %s: %w", dir, advise(err))
+	}
+	return j, report, nil
+}
+
+func (j *Journal) open() (Report, error) {
+	var report Report
+	found, err := j.dir.inspect(fileName)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !j.options.ReadOnly:
+		report.New = true
+		if err := j.dir.build(nil, nil); err != nil {
+			return report, err
+		}
+	case err != nil:
+		return report, err
+	case len(found.damage) > 0 && j.options.ReadOnly:
+		report.Damage = found.damage
+		return report, fmt.Errorf("%w: %s; open it for writing to carry over what is whole", ErrDamaged, found.damage[0])
+	case len(found.damage) > 0:
+		if err := j.dir.mend(found, j.options.Now(), &report); err != nil {
+			return report, err
+		}
+	case !j.options.ReadOnly && found.size > 3*j.options.MaxBytes:
+		// The bound was lowered, or the space got fragmented: write it anew.
+		if err := j.dir.build(found, nil); err != nil {
+			return report, err
+		}
+	}
+	if found != nil {
+		found.close()
+	}
+
+	err = guard(j.openDB)
+	if err == nil {
+		err = guard(j.reload)
+	}
+	if err == nil && !j.options.ReadOnly {
+		err = guard(j.trimAll)
+	}
+	if err != nil {
+		return report, err
+	}
+	report.Records, report.Bytes = j.Depth()
+	report.State = int(j.index.about.stateCount)
+	return report, nil
+}
+
+func (j *Journal) openDB() error {
+	db, err := j.dir.openDB(fileName, j.options.ReadOnly, int(min(3*j.options.MaxBytes, maxMapped)), &j.file)
+	if err != nil {
+		return err
+	}
+	j.db = db
+	return nil
+}
+
+// guard turns the panics of a library that trusts its file into an error, also those
+// of a page that cannot be read (SIGBUS of mmap(2)).
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+		}
+	}()
+	return f()
+}
+
+// advise adds the next move to an error of the disk.
+func advise(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("%w; make room on that disk and try again", err)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w; mount it writable, or name another directory", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w; make the directory this user's own, mode 0700", err)
+	case errors.Is(err, unix.EIO):
+		return fmt.Errorf("%w; the disk fails: name a directory on another one", err)
+	case errors.Is(err, ErrDamaged):
+		return fmt.Errorf("%w; open the journal again to carry over what is whole", err)
+	}
+	return err
+}
+
+// view runs f in a transaction that sees one state of the journal.
+func (j *Journal) view(f func(*bbolt.Tx, *index) error) error {
+	j.mu.RLock()
+	broken := j.broken
+	j.mu.RUnlock()
+	if broken != nil {
+		return broken
+	}
+	err := guard(func() error {
+		return j.db.View(func(tx *bbolt.Tx) error {
+			x, err := j.indexOf(tx)
+			if err != nil {
+				return err
+			}
+			return f(tx, x)
+		})
+	})
+	switch {
+	case errors.Is(err, ErrDamaged):
+		return j.breakOff(err)
+	case errors.Is(err, berrors.ErrDatabaseNotOpen):
+		return ErrClosed
+	}
+	return err
+}
+
+// indexOf returns the index that belongs to what a transaction sees: between a
+// commit's end and the moment that we hear of it, that is not the current one.
+func (j *Journal) indexOf(tx *bbolt.Tx) (*index, error) {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	for _, x := range []*index{j.index, j.upcoming} {
+		if x != nil && x.tx == tx.ID() {
+			return x, nil
+		}
+	}
+	return loadIndex(tx)
+}
+
+// breakOff ends a journal whose file cannot be trusted any more.
+func (j *Journal) breakOff(cause error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.broken == nil {
+		j.broken = fmt.Errorf("journal in %s: %w", j.where, advise(cause))
+	}
+	return j.broken
+}
+
+// Lost counts the records that went since the journal was made: by its bounds, or by
+// damage as far as it could be counted.
+func (j *Journal) Lost() uint64 {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return j.index.about.lost
+}
+
+// Depth is how many records are kept, and the bytes that they take.
+func (j *Journal) Depth() (records int, bytes int64) {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	for _, e := range j.index.epochs {
+		records += int(e.records)
+		bytes += int64(e.bytes)
+	}
+	return records, bytes
+}
+
+// Epochs lists the epochs, oldest first.
+func (j *Journal) Epochs() []Epoch {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	list := make([]Epoch, 0, len(j.index.epochs))
+	for _, e := range j.index.epochs {
+		list = append(list, Epoch{e.boot, e.name, e.last, e.gone, int(e.records), int64(e.bytes), e.lost})
+	}
+	return list
+}
+
+// State returns the keyed state as the last batch left it.
+func (j *Journal) State() (map[string][]byte, error) {
+	state := map[string][]byte{}
+	err := j.view(func(tx *bbolt.Tx, _ *index) error {
+		return tx.Bucket(bucketState).ForEach(func(k, v []byte) error {
+			value, err := unseal(bucketState, k, v)
+			state[string(k)] = slices.Clone(value)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return state, nil
+}
+
+// Close waits for a commit that is under way and closes the journal. What was
+// acknowledged is on disk already.
+func (j *Journal) Close() error {
+	j.turn.Lock()
+	defer j.turn.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if errors.Is(j.broken, ErrClosed) {
+		return nil
+	}
+	wasBroken := j.broken != nil
+	j.broken = ErrClosed
+	if wasBroken { // bbolt may hold its locks for ever
+		j.abandon()
+		return nil
+	}
+	err := guard(j.db.Close)
+	j.dir.close()
+	return err
+}
+
+// abandon closes the files under the library's feet: their locks go with them.
+func (j *Journal) abandon() {
+	if j.file != nil {
+		unlock(j.file)
+		j.file.Close()
+	}
+	j.dir.close()
+}
+
+// index is what is kept in memory of the log: its counters.
+type index struct {
+	tx     int // the transaction that led to it
+	about  about
+	epochs []*epoch // oldest first; shared between indexes, so never written to
+}
+
+// clone is an index that can be changed without the other noticing.
+func (x *index) clone() *index {
+	return &index{x.tx, x.about, slices.Clone(x.epochs)}
+}
+
+// change returns the epoch at a place, to be written to.
+func (x *index) change(i int) *epoch {
+	e := *x.epochs[i]
+	x.epochs[i] = &e
+	return &e
+}
+
+func (x *index) bytes() int64 {
+	sum := int64(x.about.stateBytes)
+	for _, e := range x.epochs {
+		sum += int64(e.bytes)
+	}
+	return sum
+}
+
+// find returns the place of an epoch, or -1.
+func (x *index) find(boot, name string) int {
+	return slices.IndexFunc(x.epochs, func(e *epoch) bool { return e.name == name && e.boot == boot })
+}
+
+// reload reads the index from the file.
+func (j *Journal) reload() error {
+	var fresh *index
+	err := j.db.View(func(tx *bbolt.Tx) (err error) {
+		fresh, err = loadIndex(tx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.index, j.upcoming = fresh, nil
+	return nil
+}
+
+func loadIndex(tx *bbolt.Tx) (*index, error) {
+	x := &index{tx: tx.ID()}
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil {
+			return nil, fmt.Errorf("%w: it has no %s", ErrDamaged, name)
+		}
+	}
+	value, err := unseal(bucketAbout, aboutKey, tx.Bucket(bucketAbout).Get(aboutKey))
+	if err != nil {
+		return nil, err
+	}
+	if x.about, err = decodeAbout(value); err != nil {
+		return nil, err
+	}
+	return x, tx.Bucket(bucketEpochs).ForEach(func(k, v []byte) error {
+		value, err := unseal(bucketEpochs, k, v)
+		if err != nil {
+			return err
+		}
+		e, err := decodeEpoch(k, value)
+		x.epochs = append(x.epochs, e)
+		return err
+	})
+}
+
+// Batch is what one commit writes, whole or not at all.
+type Batch struct {
+	Records []Record
+	Put     map[string][]byte // entries of the state to set
+	Delete  []string          // entries of the state to remove; done before Put
+}
+
+func (b Batch) size() int64 {
+	var sum int64
+	for _, r := range b.Records {
+		sum += int64(len(r.Data) + len(r.Kind) + recordOverhead)
+	}
+	for k, v := range maps.All(b.Put) {
+		sum += int64(len(k) + len(v) + elementOverhead)
+	}
+	return sum
+}
