@@ -3,13 +3,15 @@
 // for the containers that no pod explains.
 //
 // Read it in this order: [Connect] finds the runtime, [Client.Inventory] asks
-// it, info.go, spec.go and config.go decode its answers, containerd.go looks beside the CRI.
+// it, info.go, spec.go and config.go decode its answers, containerd.go looks beside the CRI,
+// [Client.Events] listens for when to ask again.
 //
 // # Promises
 //
 // Only calls that read are made: Version, Status, the lists and the statuses, and List
-// and Get of containerd's API. Every call has a deadline and a bound on the size
-// of its answer. The environment and the arguments of a container, which a
+// and Get of containerd's API; and one that listens, Subscribe of containerd's or
+// GetContainerEvents of CRI-O. Every call but that one has a deadline, and a bound on
+// the size of its answer. The environment and the arguments of a container, which a
 // verbose status carries, are never decoded, returned or quoted in an error.
 // One container that cannot be read never hides the others.
 package cri

@@ -3,7 +3,8 @@
 // Read it in this order: [FS] is a root under which the two trees are mounted;
 // [FS.Node] tells what machine and kernel it is; [FS.Sweep] finds the processes
 // of the given containers, and the containers that nobody gave; [FS.Process]
-// tells of one process. Each kernel file has a Go file of its own here, where
+// tells of one process; [Members] tells between two sweeps which processes came
+// and went. Each kernel file has a Go file of its own here, where
 // parsing is a pure function of bytes and apart from reading.
 //
 // # Promises
@@ -45,6 +46,9 @@ type Options struct {
 	// Threads is how many threads beside their leaders one sweep may read:
 	// none when 0, all when negative. What does not fit is counted as skipped.
 	Threads int
+	// LeadersOnly is for a sweep that is not asked for threads: that it reads none
+	// is then no limit.
+	LeadersOnly bool
 }
 
 // FS is a root directory under which a node's /proc and /sys/fs/cgroup are found.
@@ -54,6 +58,7 @@ type FS struct {
 	options      Options
 	sweeps       atomic.Uint32 // turns which threads a budget too small for all reads
 	births       atomic.Pointer[map[int]birth]
+	places       atomic.Pointer[map[string]place] // where the last sweep found each container
 }
 
 // New returns the trees below root: "/" for the machine itself, "/host" where a

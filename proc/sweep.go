@@ -58,7 +58,11 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 
 	s.locate()
 	s.explore()
-	for _, step := range []func() error{s.gather, s.adopt, s.read, s.verify, s.readThreads} {
+	steps := []func() error{s.gather, s.adopt, s.read, s.verify}
+	if !fs.options.LeadersOnly {
+		steps = append(steps, s.readThreads)
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return drift.Sweep{}, fmt.Errorf("sweep: %w", err)
 		}
@@ -66,7 +70,9 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	if onProcfs(dir) {
 		fs.births.Store(&s.births)
 	}
-	return s.result(), nil
+	out := s.result()
+	fs.places.Store(&s.places)
+	return out, nil
 }
 
 // sweep is one sweep under way.
@@ -86,7 +92,8 @@ type sweep struct {
 	namespaceRoot string      // of the reader's cgroup namespace
 	unrooted      atomic.Bool // it could not be found
 
-	births  map[int]birth // of the processes that were read, for the next sweep
+	births  map[int]birth    // of the processes that were read, for the next sweep
+	places  map[string]place // of the containers, by their id, for who follows them
 	threads drift.ThreadCoverage
 	limits  []drift.Limit
 }
@@ -655,8 +662,10 @@ func (s *sweep) result() drift.Sweep {
 		given[g.container.ID] = true
 		g.container.Managed = new(false)
 	}
+	s.places = make(map[string]place)
 	for _, g := range slices.Concat(slices.DeleteFunc(s.groups, func(g *group) bool { return !g.given }), strangers) {
 		s.judge(g)
+		s.places[g.container.ID] = place{hierarchy: g.hierarchy, root: g.root, alone: g.alone, scattered: g.scattered}
 		out.Containers = append(out.Containers, g.container)
 		out.Processes.Observed += len(g.processes)
 		out.Processes.Vanished += g.vanished

@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/api/services/containers/v1"
+	events "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/task"
@@ -41,6 +42,7 @@ type Node struct {
 	Sandboxes  []*Sandbox
 	Config     string             // in a verbose Status; empty: none is given
 	Tasks      map[string][]*Task // by containerd namespace; nil: containerd's API is not served
+	PodEvents  bool               // GetContainerEvents tells events, as CRI-O with enable_pod_events does
 
 	// Before is called, when set, before each call is answered, with the method's
 	// short name ("ContainerStatus"). Its error is the answer.
@@ -100,9 +102,10 @@ type Server struct {
 	grpc     *grpc.Server
 	done     chan struct{}
 
-	mu    sync.Mutex
-	node  *Node
-	calls []string
+	mu        sync.Mutex
+	node      *Node
+	calls     []string
+	listeners map[*listener]bool
 }
 
 // Serve starts a fake on a socket of its own, until the test ends.
@@ -138,6 +141,7 @@ func Start(node *Node, socket string) (*Server, error) {
 		namespaces.RegisterNamespacesServer(s.grpc, namespaceService{fake: s})
 		tasks.RegisterTasksServer(s.grpc, taskService{fake: s})
 		containers.RegisterContainersServer(s.grpc, containerService{fake: s})
+		events.RegisterEventsServer(s.grpc, eventService{fake: s})
 	}
 	go func() {
 		defer close(s.done)
@@ -221,7 +225,7 @@ func socketDir(tb testing.TB) string {
 // "/containerd.services.tasks.v1.Tasks/List" into "tasks.List".
 func short(full string) string {
 	service, method := path.Split(full)
-	for prefix, name := range map[string]string{"namespaces": "namespaces.", "tasks": "tasks.", "containers": "containers."} {
+	for prefix, name := range map[string]string{"namespaces": "namespaces.", "tasks": "tasks.", "containers": "containers.", "events": "events."} {
 		if ok, _ := path.Match("/containerd.services."+prefix+".v1.*/", service); ok {
 			return name + method
 		}
