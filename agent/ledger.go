@@ -20,7 +20,7 @@ const (
 //
 // What a process holds above [drift.Info] opens when two samples agree, at least the
 // confirming time apart: a runtime's own stages hold everything for milliseconds.
-// What only specs say opens at once: they do not change. An id is
+// What only specs say opens at once, for they do not change. An id is
 // the same as long as the cause is, so a finding that was open before the agent
 // was started anew is not opened again.
 type ledger struct {
@@ -71,7 +71,7 @@ func (l *ledger) take(s sample) []Change {
 			l.open[finding.ID] = finding
 			note(FindingUpdated, finding, "")
 		case open:
-		case finding.Severity == drift.Info || finding.PID == 0 || suspected && s.at.Sub(suspect.since) >= l.confirm:
+		case certain(finding) || suspected && s.at.Sub(suspect.since) >= l.confirm:
 			delete(l.suspects, finding.ID)
 			l.open[finding.ID] = finding
 			note(FindingOpened, finding, "")
@@ -87,6 +87,12 @@ func (l *ledger) take(s sample) []Change {
 	}
 	maps.DeleteFunc(l.suspects, func(id string, suspect suspicion) bool { return !found[id] && s.covers(suspect.Finding) })
 	return changes
+}
+
+// certain tells whether one look is enough: what is harmless, and what only specs
+// say. A container that cannot be read is most often one that just ended.
+func certain(f drift.Finding) bool {
+	return f.Kind != drift.NotReadable && (f.Severity == drift.Info || f.PID == 0)
 }
 
 // suspected tells whether something about the process waits for a second look.

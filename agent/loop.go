@@ -31,10 +31,12 @@ func DefaultCadence() Cadence {
 
 // Members tells which processes come and go, cheaper than a sweep.
 type Members interface {
-	// Follow says which containers are known; limits tell which cannot be followed.
+	// Follow says which containers are known, with the processes that are known of
+	// them; limits tell which cannot be followed.
 	Follow(containers []drift.Container) []drift.Limit
 	Changes(ctx context.Context) ([]drift.MembershipChange, error)
-	// Read reads processes of a container; those that have ended are left out.
+	// Read reads processes of a container; those that have ended are left out. An
+	// error is about those that could not be read, and comes with all others.
 	Read(ctx context.Context, containerID string, pids []int) ([]drift.Process, error)
 }
 
@@ -48,6 +50,7 @@ type Journal interface {
 // runs it, and it is a [Feed] for any number of watchers.
 type Loop struct {
 	Host    Host
+	Threads Host // the same node, with every process's threads; nil where Host reads them
 	Members Members
 	Runtime Runtime
 	Events  <-chan drift.RuntimeEvent // hints that say when to look sooner; nil for none
@@ -63,9 +66,16 @@ type Loop struct {
 	// After returns a channel that is sent to once, when the duration has passed.
 	After func(time.Duration) <-chan time.Time
 
-	hub   *hub
-	state state
-	scans chan chan View
+	hub      *hub
+	state    state
+	scans    chan chan View
+	settings chan settings
+}
+
+// settings are what can be changed while the loop runs.
+type settings struct {
+	Cadence
+	drift.Given
 }
 
 // state is what the loop knows. Only the goroutine of Run touches it.
@@ -79,6 +89,8 @@ type state struct {
 	failure      error // of the last list
 	containers   map[string]*drift.Container
 	sweep        drift.Sweep // the last one's counts and limits
+	threadsAt    time.Time   // when threads are read next
+	missed       int         // processes that nobody could read, since the last sweep
 	follow       []drift.Limit
 	expectations drift.Expectations
 	ledger       *ledger
@@ -87,7 +99,6 @@ type state struct {
 	takenAt      time.Time
 	took         time.Duration
 	components   map[string]Component
-	coverage     drift.Coverage
 }
 
 // reread is a suspicious process to be looked at again.
@@ -99,7 +110,7 @@ type reread struct {
 
 // NewLoop makes a loop of its parts ready to [Loop.Run].
 func NewLoop(l Loop) *Loop {
-	l.hub, l.scans = newHub(), make(chan chan View)
+	l.hub, l.scans, l.settings = newHub(), make(chan chan View), make(chan settings)
 	l.state = state{
 		containers: make(map[string]*drift.Container), components: make(map[string]Component),
 		ledger: newLedger(l.Cadence.Confirm, l.Open),
@@ -126,6 +137,17 @@ func (l *Loop) Scan(ctx context.Context) (View, error) {
 		return view, nil
 	case <-ctx.Done():
 		return View{}, ctx.Err()
+	}
+}
+
+// Configure changes how often the loop looks, and what is stated of the runtime.
+// It returns when the loop has taken it, or with the context's error.
+func (l *Loop) Configure(ctx context.Context, cadence Cadence, given drift.Given) error {
+	select {
+	case l.settings <- settings{cadence, given}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -182,7 +204,11 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.membership(ctx)
 			membership = l.After(l.Cadence.Membership)
 		case <-sweep:
-			l.look(ctx)
+			if second {
+				list() // what is suspected may have ended since the runtime was asked
+			} else {
+				l.look(ctx)
+			}
 			var in time.Duration
 			in, second = l.nextSweep(second)
 			sweep = l.After(in)
@@ -201,6 +227,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-hinted:
 			hinted = nil
 			list()
+		case changed := <-l.settings:
+			l.Cadence, l.Given, l.state.ledger.confirm = changed.Cadence, changed.Given, changed.Confirm
+			membership, sweep, listAt = l.After(l.Cadence.Membership), l.After(l.Cadence.Sweep), l.After(l.Cadence.List)
 		case reply := <-l.scans:
 			waiting = append(waiting, reply)
 			list()
@@ -214,6 +243,7 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
 	for _, suspect := range l.state.ledger.suspects {
 		if !second && !ofProcess(suspect.Finding) {
+			l.state.threadsAt = time.Time{} // perhaps it is about a thread
 			return l.Cadence.Confirm, true
 		}
 	}
@@ -237,7 +267,6 @@ func (l *Loop) inventory(ctx context.Context, answer listing) {
 	s := &l.state
 	if s.failure = answer.err; answer.err == nil {
 		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
-		s.follow = l.Members.Follow(s.listed)
 	}
 	changes := l.component("runtime", answer.err)
 	l.publish(changes)
@@ -249,7 +278,11 @@ func (l *Loop) inventory(ctx context.Context, answer listing) {
 func (l *Loop) look(ctx context.Context) {
 	s := &l.state
 	started := l.Now()
-	sweep, err := l.Host.Sweep(ctx, slices.Clone(s.listed))
+	host, threads := l.Host, l.Threads == nil
+	if l.Threads != nil && !started.Before(s.threadsAt) {
+		host, threads, s.threadsAt = l.Threads, true, started.Add(l.Cadence.Threads)
+	}
+	sweep, err := host.Sweep(ctx, slices.Clone(s.listed))
 	if ctx.Err() != nil {
 		return
 	}
@@ -258,14 +291,46 @@ func (l *Loop) look(ctx context.Context) {
 		l.publish(changes)
 		return
 	}
-	s.sweep = sweep
+	if !threads {
+		sweep.Threads = s.sweep.Threads
+		for i := range sweep.Containers {
+			if before := s.containers[sweep.Containers[i].ID]; before != nil {
+				keepThreads(before.Processes, sweep.Containers[i].Processes)
+			}
+		}
+	}
+	s.follow = l.Members.Follow(sweep.Containers)
+	s.sweep, s.missed = sweep, 0
 	s.sweep.Containers = nil
 	changes = append(changes, l.enter(sweep.Containers)...)
 	candidates := l.judge()
 	s.takenAt, s.took = started, l.Now().Sub(started)
-	changes = append(changes, s.ledger.take(sample{at: l.Now(), found: candidates, covers: l.covers})...)
+	changes = append(changes, s.ledger.take(sample{
+		at: l.Now(), found: candidates,
+		covers: func(f drift.Finding) bool { return (f.TID == 0 || threads) && l.covers(f) },
+	})...)
 	l.rereadSuspects()
 	l.publish(changes)
+}
+
+// keepThreads gives processes the threads that an earlier look read of them.
+func keepThreads(before, now []drift.Process) {
+	type identity struct {
+		pid   int
+		start uint64
+	}
+	threads := make(map[identity][]drift.Thread)
+	for _, p := range before {
+		if len(p.Threads) > 0 {
+			threads[identity{p.PID, p.StartTime}] = p.Threads
+		}
+	}
+	if len(threads) == 0 {
+		return
+	}
+	for i := range now {
+		now[i].Threads = threads[identity{now[i].PID, now[i].StartTime}]
+	}
 }
 
 // enter replaces the containers by those that a sweep saw.
@@ -371,6 +436,7 @@ func (l *Loop) membership(ctx context.Context) {
 	}
 	changes := l.component("members", err)
 	for _, m := range moved {
+		s.missed += m.Missed
 		if c := s.containers[m.ContainerID]; c != nil {
 			changes = append(changes, l.left(c, m.Gone)...)
 			changes = append(changes, l.arrived(ctx, c, m.Appeared)...)
@@ -404,9 +470,7 @@ func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Ch
 		return nil
 	}
 	read, err := l.Members.Read(ctx, c.ID, pids)
-	if err != nil {
-		return l.component("members", err)
-	}
+	status := l.component("read", err)
 	fresh := make(map[int]bool, len(read))
 	seen := make([]int, 0, len(read))
 	for _, p := range read {
@@ -414,6 +478,7 @@ func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Ch
 		seen = append(seen, p.PID)
 	}
 	l.replace(c, func(list []drift.Process) []drift.Process {
+		keepThreads(list, read)
 		return append(slices.DeleteFunc(list, func(p drift.Process) bool { return fresh[p.PID] }), read...)
 	})
 	current := l.state.containers[c.ID]
@@ -432,7 +497,7 @@ func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Ch
 	if len(unsettled) > 0 {
 		l.state.rereads = append(l.state.rereads, reread{now.Add(l.Cadence.Confirm), c.ID, unsettled})
 	}
-	return changes
+	return append(status, changes...)
 }
 
 // replace changes a container's processes in a copy: views that were published
@@ -525,6 +590,11 @@ func (l *Loop) view(open []drift.Finding) View {
 	if s.failure != nil {
 		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
 			What: "what was declared for containers since the runtime answered last", Why: s.failure.Error(), Blind: true,
+		})
+	}
+	if s.missed > 0 {
+		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
+			What: fmt.Sprintf("%d processes", s.missed), Why: "they appeared and ended faster than they could be read", Blind: true,
 		})
 	}
 	report.Cover()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -103,7 +104,17 @@ func (m *machine) Inventory(context.Context) (drift.Inventory, error) {
 	return drift.Inventory{Runtime: drift.Runtime{Name: "containerd"}, Containers: slices.Clone(m.container)}, m.down
 }
 
-func (m *machine) Follow([]drift.Container) []drift.Limit { return nil }
+func (m *machine) Follow(containers []drift.Container) []drift.Limit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range containers {
+		m.told[c.ID] = nil
+		for _, p := range c.Processes {
+			m.told[c.ID] = append(m.told[c.ID], p.PID)
+		}
+	}
+	return nil
+}
 
 func (m *machine) Changes(context.Context) (changes []drift.MembershipChange, err error) {
 	m.mu.Lock()
@@ -375,6 +386,40 @@ func TestWatchersThatComeBackAndThoseThatAreSlow(t *testing.T) {
 		if _, more := <-watch.Changes(); more || watch.Err() != nil {
 			t.Errorf("after Close: %v", watch.Err())
 		}
+	}
+}
+
+// threaded is a machine whose first process has a thread that holds too much.
+type threaded struct{ *machine }
+
+func (h threaded) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := h.machine.Sweep(ctx, given)
+	for i := range sweep.Containers {
+		p := &sweep.Containers[i].Processes[0]
+		p.Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Bounding: bind, Permitted: sysAdmin}}}
+	}
+	return sweep, err
+}
+
+// TestThreadsHaveACadenceOfTheirOwn: what they hold stays known between two looks at
+// them, and a look without them ends nothing.
+func TestThreadsHaveACadenceOfTheirOwn(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, func(l *agent.Loop) { l.Threads = threaded{m} })
+	passes(t, c, "it is open", func() bool { return slices.Equal(openKinds(loop), []string{"thread_excess"}) })
+	for range 4 * 20 { // twenty seconds: a sweep and two lists without threads
+		c.advance(agent.DefaultCadence().Membership)
+	}
+	view, _ := loop.View()
+	passes(t, c, "there was another look", func() bool {
+		now, _ := loop.View()
+		return now.Report.TakenAt.After(view.Report.TakenAt)
+	})
+	if got := openKinds(loop); !slices.Equal(got, []string{"thread_excess"}) || len(m.story()) != 1 {
+		t.Errorf("open %q, journal %q", got, m.story())
+	}
+	if view, _ := loop.View(); len(view.Report.Containers[0].Processes[0].Threads) != 1 {
+		t.Errorf("%+v", view.Report.Containers[0].Processes)
 	}
 }
 

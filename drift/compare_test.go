@@ -308,3 +308,25 @@ func FuzzCompare(f *testing.F) {
 		}
 	})
 }
+
+// TestFindingsAreReadBack: an agent finds in its journal what it wrote.
+func TestFindingsAreReadBack(t *testing.T) {
+	want := drift.Finding{
+		ID: "1", Kind: drift.BoundingExcess, Severity: drift.Critical, From: drift.LayerOCI, Layer: drift.LayerKernel, Cause: drift.CauseWrapper,
+		ContainerID: "c", Container: "app", Pod: &drift.Pod{Name: "p"}, PID: 7, TID: 8, Set: "bounding", Capabilities: 1<<41 | chown, Message: "m", Remedy: "r", Paste: "p",
+	}
+	text, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := drift.Finding{Capabilities: sysAdmin}
+	if err := json.Unmarshal(text, &got); err != nil || *got.Pod != *want.Pod {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	if got.Pod = want.Pod; got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if err := json.Unmarshal([]byte(`{"capabilities":["BOGUS"]}`), &got); err == nil {
+		t.Error("a name that is no capability was read")
+	}
+}

@@ -265,6 +265,27 @@ func (f Finding) MarshalJSON() ([]byte, error) {
 	}{plain(f), f.Capabilities.Names()})
 }
 
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (f *Finding) UnmarshalJSON(text []byte) error {
+	type plain Finding
+	form := struct {
+		*plain
+		Capabilities []string `json:"capabilities"`
+	}{plain: (*plain)(f)}
+	if err := json.Unmarshal(text, &form); err != nil {
+		return err
+	}
+	f.Capabilities = 0
+	for _, name := range form.Capabilities {
+		c, ok := capdecode.ParseCap(name)
+		if !ok {
+			return fmt.Errorf("finding: %.40q is no capability", name)
+		}
+		f.Capabilities |= capdecode.Of(c)
+	}
+	return nil
+}
+
 // Coverage says how much of the node a report saw.
 type Coverage struct {
 	Containers ContainerCoverage `json:"containers"`
@@ -320,6 +341,7 @@ type MembershipChange struct {
 	ContainerID string
 	Appeared    []int // pids that were not there before
 	Gone        []int
+	Missed      int // that appeared and ended before anybody could read them
 }
 
 // RuntimeEvent is a hint of a runtime that something changed: it says when to
