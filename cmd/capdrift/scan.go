@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/capdrift/capdrift/drift"
 )
@@ -14,11 +17,14 @@ import (
 // scanOptions are the flags of `capdrift scan`.
 type scanOptions struct {
 	lookOptions
+	client  clientOptions // of --agent; unused without it
+	looking []string      // the flags of lookOptions
 
 	failOn    string
 	namespace string
 	container string
 	pid       int
+	matching  filterOptions
 
 	output outputOptions
 }
@@ -33,6 +39,8 @@ capability sets from /proc, and compare them with what was declared at each hop:
 the CRI config and, where --kubeconfig, --kubelet or --pods says whence, the pod spec. A finding
 names the hop that changed the declaration, and why where that is known.
 
+With --agent an agent takes the look, as it is configured, and its report is printed.
+
 It needs uid 0 for the runtime's socket, and no capability. A suspicion counts only when a
 second look, a second later, confirms it. What could not be seen is said in the coverage.
 
@@ -40,10 +48,16 @@ Exit status: 0 done, 1 could not do it (a runtime that does not answer too; the 
 was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 		Example: `  capdrift scan
   capdrift scan --namespace shop --wide
+  capdrift scan --filter 'caps.effective.hasAny(["SYS_ADMIN","NET_RAW"]) && pod.namespace != "kube-system"'
+  capdrift scan --filter 'finding.severity >= severity("high")' --fail-on high
   capdrift scan --kubelet https://127.0.0.1:10250 --kubelet-token-file token --kubelet-ca-file ca.crt
-  capdrift scan -o json --fail-on high > node.json`,
+  capdrift scan -o json --fail-on high > node.json
+  capdrift scan --agent unix:///run/capdrift/agent.sock`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.oneOrOther(cmd); err != nil {
+				return usageError{err}
+			}
 			if err := o.validate(); err != nil {
 				return usageError{err}
 			}
@@ -52,10 +66,13 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 	}
 	o.addFlags(cmd)
 	flags := cmd.Flags()
+	flags.VisitAll(func(flag *pflag.Flag) { o.looking = append(o.looking, flag.Name) })
+	o.client.addFlags(cmd, "", 2*time.Minute)
 	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when a finding is at or above this severity: critical, high, medium, low, info")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "show only containers of pods in this namespace")
 	flags.StringVar(&o.container, "container", "", "show only containers with this name, or whose id starts so")
 	flags.IntVar(&o.pid, "pid", 0, "show only the container of this process, and only this process")
+	o.matching.addFlags(cmd)
 	o.output.addFlags(flags)
 	complete(cmd, "fail-on", severityNames()...)
 	complete(cmd, "output", outputNames()...)
@@ -77,6 +94,32 @@ func severityNames() []string {
 	return names
 }
 
+// oneOrOther tells the flags of the two ways to look apart.
+func (o *scanOptions) oneOrOther(cmd *cobra.Command) error {
+	if cmd.Flags().Changed("agent") {
+		for _, flag := range o.looking {
+			if cmd.Flags().Changed(flag) {
+				return fmt.Errorf("--%s says how this program looks at the node; with --agent the agent looks, as it is configured", flag)
+			}
+		}
+		return o.client.validate()
+	}
+	for _, flag := range clientFlags {
+		if cmd.Flags().Changed(flag) {
+			return fmt.Errorf("--%s is about an agent: name it with --agent", flag)
+		}
+	}
+	return nil
+}
+
+// report is of a look that is taken now, here or by the agent.
+func (o *scanOptions) report(ctx context.Context) (drift.Report, error) {
+	if o.client.agent != "" {
+		return o.client.scan(ctx)
+	}
+	return o.look(ctx, o.host())
+}
+
 func (o *scanOptions) validate() error {
 	if err := o.lookOptions.validate(); err != nil {
 		return err
@@ -87,19 +130,29 @@ func (o *scanOptions) validate() error {
 	if o.pid < 0 {
 		return fmt.Errorf("--pid=%d: want a process id", o.pid)
 	}
+	if err := o.matching.validate(); err != nil {
+		return err
+	}
 	return o.output.validate()
 }
 
 // run scans, prints, and turns what was found into the exit status.
 func (o *scanOptions) run(cmd *cobra.Command) error {
-	report, err := o.look(cmd.Context(), o.host())
+	report, err := o.report(cmd.Context())
 	if err != nil {
 		return err
 	}
-	shown := o.filter(report)
+	matching, unjudged, err := o.matching.apply(report, func(c drift.Container) bool { _, ok := o.keep(c); return ok })
+	if err != nil {
+		return err
+	}
+	shown := o.filter(matching)
 	worst := worstFinding(shown.Findings)
 	if err := o.output.write(cmd.OutOrStdout(), shown, o.container != "" || o.pid != 0); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
+	}
+	if unjudged != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", unjudged)
 	}
 	if o.failOn != "" && !report.Coverage.Complete {
 		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning: the coverage is incomplete, so --fail-on judged only what was seen (the coverage says what was not)")
@@ -109,7 +162,7 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 		return errors.New("no container runtime answered, so nothing could be compared with its declaration (the coverage says why)")
 	case o.failOn != "" && worst >= o.threshold():
 		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", worst, o.failOn)}
-	case o.filtering() && len(shown.Containers) == 0:
+	case o.filtering() && !slices.ContainsFunc(report.Containers, func(c drift.Container) bool { _, ok := o.keep(c); return ok }):
 		return fmt.Errorf("no running container matches %s", o.filterText())
 	}
 	return nil

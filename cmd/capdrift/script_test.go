@@ -33,6 +33,8 @@ func TestScripts(t *testing.T) {
 		"CRIO_ROOT":       capturedNode(t, "cri-o-1.37.0", "v2").root,
 		"DRIFT_ROOT":      driftNode(t).root,
 		"HOSTILE_ROOT":    hostileNode(t).root,
+		"AGENT":           agentSocketOf(t, newTold(shop())),
+		"AGENT_NOT_YET":   agentSocketOf(t, newTold(nil)),
 	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",

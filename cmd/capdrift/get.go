@@ -1,0 +1,498 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/capdrift/capdrift/agent/rpc"
+	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// getOptions are the flags of `capdrift get`.
+type getOptions struct {
+	client clientOptions
+
+	format    string
+	color     string
+	filter    string
+	namespace string
+	sortBy    string
+	noHeaders bool
+	watch     bool
+}
+
+// resources is what `get` and `watch` know, by every name they go by.
+var resources = map[string]string{
+	"node": "node", "nodes": "node", "no": "node",
+	"container": "container", "containers": "container", "co": "container", "c": "container",
+	"finding": "finding", "findings": "finding", "fi": "finding", "f": "finding",
+}
+
+func resourceNames() []string { return []string{"node", "containers", "findings"} }
+
+func getFormats() []string { return []string{"table", "wide", "json", "jsonl", "yaml", "name"} }
+
+func getCommand() *cobra.Command {
+	var o getOptions
+	cmd := &cobra.Command{
+		Use:   "get node|containers|findings [NAME]",
+		Short: "Ask the agent what it knows: the node, its containers, the open findings",
+		Long: `Ask this node's agent, or another one, what it knows now: the node with what is seen of it and
+what is not, the containers, or the findings that are open.
+
+A container is named by its id or the start of it, by POD/CONTAINER or NAMESPACE/POD/CONTAINER, or
+by its name; a finding by its id or the start of it. Names of things may be singular, plural or
+short (no, co, fi), and joined as in container/ID.
+
+--filter is judged by the agent. What it cannot judge, because what it asks about was not seen, is
+listed too, and said on standard error. So is whatever the agent does not see of its node.
+
+Exit status: 0 done, 1 could not do it, 2 wrong usage (a wrong filter too).`,
+		Example: `  capdrift get node
+  capdrift get findings -n shop
+  capdrift get containers --filter 'caps.effective.hasAny(["SYS_ADMIN","NET_RAW"])' -o wide
+  capdrift get container web-7d4b9c6f5-x2kqp/nginx -o yaml
+  capdrift get findings -o jsonl --agent 10.0.0.7:9443 --tls-cert me.crt --tls-key me.key --tls-ca ca.crt
+  capdrift get findings --watch`,
+		Args: cobra.RangeArgs(1, 2),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return resourceNames(), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			resource, name, err := o.validate(args)
+			if err != nil {
+				return usageError{err}
+			}
+			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd, resource, name) })(cmd, args)
+		},
+	}
+	o.client.addFlags(cmd, agentSocket, 30*time.Second)
+	flags := cmd.Flags()
+	flags.StringVarP(&o.format, "output", "o", "table", "output format: "+strings.Join(getFormats(), ", "))
+	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
+	flags.StringVar(&o.filter, "filter", "", "only those of which this expression is true (docs/filter.md)")
+	flags.StringVarP(&o.namespace, "namespace", "n", "", "only those of pods in this namespace")
+	flags.StringVar(&o.sortBy, "sort-by", "", "order: "+strings.Join(slices.Sorted(maps.Keys(orders)), ", ")+" (default: containers by pod, findings by severity; jsonl as the agent lists them)")
+	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading lines of tables")
+	flags.BoolVarP(&o.watch, "watch", "w", false, "go on with what changes, as capdrift watch does")
+	complete(cmd, "output", getFormats()...)
+	complete(cmd, "color", "auto", "always", "never")
+	complete(cmd, "sort-by", slices.Sorted(maps.Keys(orders))...)
+	return cmd
+}
+
+func (o *getOptions) validate(args []string) (resource, name string, err error) {
+	if err := o.client.validate(); err != nil {
+		return "", "", err
+	}
+	word := args[0]
+	switch before, after, joined := strings.Cut(word, "/"); {
+	case len(args) == 2:
+		name = args[1]
+	case joined:
+		word, name = before, after
+	}
+	resource, ok := resources[word]
+	one := name != "" || resource == "node"
+	known, sorts := orders[o.sortBy]
+	switch {
+	case !ok:
+		return "", "", fmt.Errorf("%s is nothing that can be got: want one of %s", printable(args[0]), strings.Join(resourceNames(), ", "))
+	case name == "" && (len(args) == 2 || word != args[0]):
+		return "", "", fmt.Errorf("the name of the %s is empty", resource)
+	case !slices.Contains(getFormats(), o.format):
+		return "", "", fmt.Errorf("--output=%s: want one of %s", printable(o.format), strings.Join(getFormats(), ", "))
+	case resource == "node" && name != "":
+		return "", "", errors.New("an agent knows one node only: want no name after it")
+	case one && o.filter != "" || one && o.sortBy != "":
+		return "", "", errors.New("--filter and --sort-by are of lists, not of one thing that is named")
+	case resource == "node" && o.namespace != "":
+		return "", "", errors.New("a node is in no namespace")
+	case one && o.watch:
+		return "", "", errors.New("--watch is of the lists of containers and findings")
+	case o.watch && o.format != "table" && o.format != "jsonl", o.watch && o.sortBy != "":
+		return "", "", errors.New("--watch prints a line for each change: want -o table or jsonl, and no --sort-by")
+	case o.sortBy != "" && (!sorts || known.only != "" && known.only != resource):
+		return "", "", fmt.Errorf("--sort-by=%s: want one of %s", printable(o.sortBy), strings.Join(ordersOf(resource), ", "))
+	}
+	return resource, name, (&outputOptions{format: "table", color: o.color}).validate()
+}
+
+func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
+	if o.watch {
+		w := watchOptions{client: o.client, format: o.format, color: o.color, filter: o.filter, namespace: o.namespace, noHeaders: o.noHeaders}
+		if !cmd.Flags().Changed("timeout") {
+			w.client.timeout = 0
+		}
+		return w.run(cmd, resource)
+	}
+	ctx, cancel := o.client.within(cmd.Context())
+	defer cancel()
+	c, err := o.client.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	colors := outputOptions{color: o.color}
+	out := getWriter{
+		Writer: cmd.OutOrStdout(), format: o.format, now: time.Now(),
+		table: table{colored: colors.colored(cmd.OutOrStdout()), wide: o.format == "wide", noHeaders: o.noHeaders},
+	}
+	question := question{client: c, filter: o.filter, namespace: o.namespace, view: viewFor(o.format)}
+	node, err := c.GetNode(ctx, &v1.GetNodeRequest{})
+	if err != nil {
+		return c.explained(ctx, err)
+	}
+	if resource == "node" {
+		if err := out.node(node); err != nil {
+			return err
+		}
+	} else if err := o.list(ctx, question, out, cmd.ErrOrStderr(), resource, name); err != nil {
+		return err
+	}
+	for _, blind := range blindness(node) {
+		if resource != "node" {
+			fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", blind)
+		}
+	}
+	return nil
+}
+
+// viewFor asks for processes only where they are shown.
+func viewFor(format string) v1.ContainerView {
+	if slices.Contains([]string{"json", "jsonl", "yaml"}, format) {
+		return v1.ContainerView_CONTAINER_VIEW_FULL
+	}
+	return v1.ContainerView_CONTAINER_VIEW_BASIC
+}
+
+// blindness is what the agent does not see, a line each.
+func blindness(node *v1.GetNodeResponse) (lines []string) {
+	for _, component := range node.Components {
+		if !component.Ok {
+			lines = append(lines, fmt.Sprintf("the agent's %s is not well: %s", printable(component.Name), said(component.Why)))
+		}
+	}
+	if node.Look != nil && !node.Look.Coverage.GetComplete() {
+		lines = append(lines, "the agent does not see all of its node; capdrift get node says what is missing")
+	}
+	return lines
+}
+
+func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs io.Writer, resource, name string) error {
+	if name != "" {
+		one, err := q.one(ctx, resource, name)
+		if err != nil {
+			return err
+		}
+		return out.one(one)
+	}
+	var undecided unjudged
+	if o.format == "jsonl" && o.sortBy == "" { // nothing is kept
+		_, err := q.each(ctx, resource, func(item subject) error {
+			undecided.add(item)
+			return out.line(item)
+		})
+		undecided.warn(errs)
+		return err
+	}
+	var items []subject
+	position, err := q.each(ctx, resource, func(item subject) error {
+		undecided.add(item)
+		items = append(items, item)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	by := o.sortBy
+	if by == "" {
+		by = map[string]string{"container": "pod", "finding": "severity"}[resource]
+	}
+	slices.SortStableFunc(items, orders[by].compare)
+	if len(items) == 0 && (o.format == "table" || o.format == "wide") {
+		fmt.Fprintf(errs, "No %ss found.\n", resource)
+	} else if err := out.list(resource, items, position); err != nil {
+		return err
+	}
+	undecided.warn(errs)
+	return nil
+}
+
+// subject is one container or one finding of an agent.
+type subject struct {
+	container *drift.Container // this one
+	finding   *drift.Finding   // or that one
+	processes int              // of the container; its own list may have been left out
+	undecided string           // why the filter could not judge it
+}
+
+func (s subject) kind() string {
+	if s.container != nil {
+		return "container"
+	}
+	return "finding"
+}
+
+func (s subject) id() string {
+	if s.container != nil {
+		return s.container.ID
+	}
+	return s.finding.ID
+}
+
+func (s subject) pod() *drift.Pod {
+	if s.container != nil {
+		return s.container.Pod
+	}
+	return s.finding.Pod
+}
+
+// called is what people call the container, or the finding's one.
+func (s subject) called() string {
+	if s.finding != nil {
+		container, _ := name(drift.Report{}, *s.finding)
+		return container
+	}
+	switch {
+	case s.container.Name != "":
+		return printable(s.container.Name)
+	case s.container.Sandbox:
+		return "(sandbox)"
+	}
+	return shortID(s.container.ID)
+}
+
+func fromContainer(m *v1.Container) (subject, error) {
+	c, err := rpc.FromProtoContainer(m)
+	if err != nil {
+		return subject{}, err
+	}
+	return subject{container: &c, processes: max(int(m.ProcessCount), len(c.Processes)), undecided: m.Undecided}, nil
+}
+
+func fromFinding(m *v1.Finding) (subject, error) {
+	f, err := rpc.FromProtoFinding(m)
+	return subject{finding: &f, undecided: m.GetUndecided()}, err
+}
+
+// order is one way to sort.
+type order struct {
+	only    string // the resource that it is of; "" for both
+	compare func(a, b subject) int
+}
+
+// orders is the registry of --sort-by.
+var orders = map[string]order{
+	"pod":       {"", byPod},
+	"container": {"", func(a, b subject) int { return cmp.Or(cmp.Compare(a.called(), b.called()), byPod(a, b)) }},
+	"id":        {"", func(a, b subject) int { return cmp.Compare(a.id(), b.id()) }},
+	"processes": {"container", func(a, b subject) int { return cmp.Or(cmp.Compare(b.processes, a.processes), byPod(a, b)) }},
+	"age":       {"container", func(a, b subject) int { return cmp.Or(b.container.Created.Compare(a.container.Created), byPod(a, b)) }},
+	"severity": {"finding", func(a, b subject) int {
+		return cmp.Or(cmp.Compare(b.finding.Severity, a.finding.Severity), byPod(a, b))
+	}},
+	"kind": {"finding", func(a, b subject) int { return cmp.Or(cmp.Compare(a.finding.Kind, b.finding.Kind), byPod(a, b)) }},
+}
+
+func byPod(a, b subject) int {
+	return cmp.Or(cmp.Compare(podOf(a.pod()), podOf(b.pod())), cmp.Compare(a.called(), b.called()), cmp.Compare(a.id(), b.id()))
+}
+
+func ordersOf(resource string) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(orders)) {
+		if only := orders[name].only; only == "" || only == resource {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// question is what is asked of an agent's lists.
+type question struct {
+	*client
+	filter    string
+	namespace string
+	view      v1.ContainerView
+}
+
+func (q question) takes(item subject) bool {
+	ofHandler := item.finding != nil && item.finding.ContainerID == "" // perhaps theirs
+	return q.namespace == "" || ofHandler || item.pod() != nil && item.pod().Namespace == q.namespace
+}
+
+// each calls tell for all that the agent lists, page by page; position is that of
+// the last one.
+func (q question) each(ctx context.Context, resource string, tell func(subject) error) (position *v1.Position, err error) {
+	var joining joiner
+	for token := ""; ; {
+		var items []subject
+		var next string
+		if resource == "container" {
+			page, err := q.ListContainers(ctx, &v1.ListContainersRequest{Filter: q.filter, View: q.view, PageToken: token})
+			if err != nil {
+				return nil, q.explained(ctx, err)
+			}
+			if items, err = joining.take(page.Containers); err != nil {
+				return nil, err
+			}
+			next, position = page.NextPageToken, page.Position
+		} else {
+			page, err := q.ListFindings(ctx, &v1.ListFindingsRequest{Filter: q.filter, PageToken: token})
+			if err != nil {
+				return nil, q.explained(ctx, err)
+			}
+			for _, message := range page.Findings {
+				item, err := fromFinding(message)
+				if err != nil {
+					return nil, err
+				}
+				items = append(items, item)
+			}
+			next, position = page.NextPageToken, page.Position
+		}
+		for _, item := range items {
+			if !q.takes(item) {
+				continue
+			}
+			if err := tell(item); err != nil {
+				return nil, err
+			}
+		}
+		if next == "" {
+			return position, joining.end()
+		}
+		if next == token {
+			return nil, errors.New("the agent's list does not get on: a page names itself as the next one")
+		}
+		token = next
+	}
+}
+
+// joiner puts containers together that come in parts.
+type joiner struct{ waiting []*v1.Container }
+
+// take returns the containers that are whole now.
+func (j *joiner) take(parts []*v1.Container) (whole []subject, err error) {
+	j.waiting = append(j.waiting, parts...)
+	end := len(j.waiting)
+	for end > 0 && j.waiting[end-1].GetMore() {
+		end--
+	}
+	joined, err := rpc.JoinParts(j.waiting[:end])
+	if err != nil {
+		return nil, err
+	}
+	j.waiting = slices.Clone(j.waiting[end:])
+	for _, message := range joined {
+		item, err := fromContainer(message)
+		if err != nil {
+			return nil, err
+		}
+		whole = append(whole, item)
+	}
+	return whole, nil
+}
+
+func (j *joiner) end() error {
+	_, err := rpc.JoinParts(j.waiting)
+	return err
+}
+
+// one finds what the name means. It returns it with all that is known of it.
+func (q question) one(ctx context.Context, resource, name string) (subject, error) {
+	var found []subject
+	brief := q
+	brief.view = v1.ContainerView_CONTAINER_VIEW_BASIC
+	_, err := brief.each(ctx, resource, func(item subject) error {
+		if item.id() == name { // no other can be meant
+			found = append([]subject{item}, found...)
+			return errFound
+		}
+		if item.finding != nil && len(name) >= 4 && strings.HasPrefix(item.id(), name) ||
+			item.container != nil && (!item.container.Sandbox || strings.HasPrefix(item.id(), name)) && isNamed(*item.container, name) {
+			found = append(found, item)
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, errFound):
+		found = found[:1]
+	case err != nil:
+		return subject{}, err
+	}
+	where := "on this agent's node"
+	if q.namespace != "" {
+		where = "in namespace " + printable(q.namespace)
+	}
+	switch {
+	case len(found) == 0:
+		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)
+	case len(found) > 1:
+		var names []string
+		for _, item := range found[:min(len(found), 8)] {
+			names = append(names, fmt.Sprintf("%s/%s (%s)", podOf(item.pod()), item.called(), shortID(item.id())))
+		}
+		return subject{}, fmt.Errorf("%d %ss are called %s: %s; name one by its id", len(found), resource, printable(name), strings.Join(names, ", "))
+	case resource == "finding" || q.view != v1.ContainerView_CONTAINER_VIEW_FULL:
+		return found[0], nil
+	}
+	return q.whole(ctx, found[0].id())
+}
+
+var errFound = errors.New("found")
+
+// whole gets one container with its processes.
+func (q question) whole(ctx context.Context, id string) (subject, error) {
+	var joining joiner
+	for token := ""; ; {
+		part, err := q.GetContainer(ctx, &v1.GetContainerRequest{Id: id, PageToken: token})
+		if err != nil {
+			return subject{}, q.explained(ctx, err)
+		}
+		items, err := joining.take([]*v1.Container{part.GetContainer()})
+		switch {
+		case err != nil:
+			return subject{}, err
+		case len(items) == 1:
+			return items[0], nil
+		case part.NextPageToken == "" || part.NextPageToken == token:
+			return subject{}, errors.New("the agent announced more of the container, and it did not come")
+		}
+		token = part.NextPageToken
+	}
+}
+
+// unjudged counts what a filter could not judge.
+type unjudged struct {
+	count int
+	first string
+}
+
+func (u *unjudged) add(item subject) {
+	if item.undecided == "" {
+		return
+	}
+	if u.count++; u.count == 1 {
+		u.first = fmt.Sprintf("%s/%s: %s", podOf(item.pod()), item.called(), said(item.undecided))
+	}
+}
+
+func (u *unjudged) warn(errs io.Writer) {
+	if u.count > 0 {
+		fmt.Fprintf(errs, "capdrift: warning: --filter could not judge %d of those listed, for what it asks about was not seen; the first: %s\n", u.count, u.first)
+	}
+}

@@ -1,0 +1,362 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	pretty "github.com/jedib0t/go-pretty/v6/table"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	human "k8s.io/apimachinery/pkg/util/duration"
+
+	"github.com/capdrift/capdrift/agent/rpc"
+	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/drift"
+)
+
+const (
+	listSchema  = "capdrift.list/v1"
+	agentSchema = "capdrift.agent/v1"
+)
+
+// getWriter prints what get got.
+type getWriter struct {
+	io.Writer
+	format string
+	table  table
+	now    time.Time
+}
+
+// itemLine is one container or finding as a line of JSON, like those of scan.
+type itemLine struct {
+	Schema    string           `json:"schema"`
+	Type      string           `json:"type"`
+	Container *drift.Container `json:"container,omitempty"`
+	Finding   *drift.Finding   `json:"finding,omitempty"`
+	Undecided string           `json:"undecided,omitempty"` // why the filter could not judge it
+}
+
+func lineOf(item subject) itemLine {
+	return itemLine{drift.Schema, item.kind(), item.container, item.finding, item.undecided}
+}
+
+// itemList is a list as one object.
+type itemList struct {
+	Schema     string            `json:"schema"`
+	Position   *place            `json:"position"` // of the last page
+	Containers []drift.Container `json:"containers,omitzero"`
+	Findings   []drift.Finding   `json:"findings,omitzero"`
+	Undecided  []undecided       `json:"undecided"` // those that the filter could not judge
+}
+
+type undecided struct {
+	ID  string `json:"id"`
+	Why string `json:"why"`
+}
+
+// place is a position in an agent's stream of changes.
+type place struct {
+	BootID   string `json:"bootId"`
+	Epoch    string `json:"epoch"`
+	Sequence uint64 `json:"sequence"`
+}
+
+func placeOf(m *v1.Position) *place {
+	if m == nil {
+		return nil
+	}
+	return &place{m.BootId, m.Epoch, m.Sequence}
+}
+
+func (w getWriter) line(item subject) error { return writeJSONLine(w, lineOf(item)) }
+
+func (w getWriter) one(item subject) error {
+	switch w.format {
+	case "json":
+		return writeJSON(w, lineOf(item))
+	case "yaml":
+		return writeYAML(w, lineOf(item))
+	}
+	return w.list(item.kind(), []subject{item}, nil)
+}
+
+func (w getWriter) list(resource string, items []subject, position *v1.Position) error {
+	switch w.format {
+	case "json":
+		return writeJSON(w, listOf(resource, items, position))
+	case "yaml":
+		return writeYAML(w, listOf(resource, items, position))
+	case "jsonl":
+		for _, item := range items {
+			if err := w.line(item); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "name":
+		var out strings.Builder
+		for _, item := range items {
+			fmt.Fprintf(&out, "%s/%s\n", resource, printable(item.id()))
+		}
+		_, err := io.WriteString(w, out.String())
+		return err
+	}
+	if len(items) == 0 {
+		return nil
+	}
+	writer := w.table.newWriter(w.header(resource))
+	for _, item := range items {
+		if item.container != nil {
+			writer.AppendRow(w.container(item))
+		} else {
+			writer.AppendRow(w.finding(*item.finding))
+		}
+	}
+	_, err := fmt.Fprintln(w, trimLines(writer.Render()))
+	return err
+}
+
+func listOf(resource string, items []subject, position *v1.Position) itemList {
+	list := itemList{Schema: listSchema, Position: placeOf(position), Undecided: []undecided{}}
+	if resource == "container" {
+		list.Containers = []drift.Container{}
+	} else {
+		list.Findings = []drift.Finding{}
+	}
+	for _, item := range items {
+		if item.container != nil {
+			list.Containers = append(list.Containers, *item.container)
+		} else {
+			list.Findings = append(list.Findings, *item.finding)
+		}
+		if item.undecided != "" {
+			list.Undecided = append(list.Undecided, undecided{item.id(), item.undecided})
+		}
+	}
+	return list
+}
+
+func (w getWriter) header(resource string) pretty.Row {
+	if resource == "finding" {
+		header := pretty.Row{"severity", "pod", "container", "pid", "hop", "finding", "capabilities", "id"}
+		if w.table.wide {
+			header = append(header, "set", "cause", "container id", "message")
+		}
+		return header
+	}
+	header := pretty.Row{"pod", "container", "id", "seen", "processes", "uid", "nnp", "age"}
+	if w.table.wide {
+		header = append(header, "bounding", "permitted", "handler", "managed", "image", "reason")
+	}
+	return header
+}
+
+func (w getWriter) container(item subject) pretty.Row {
+	c := item.container
+	row := pretty.Row{podOf(c.Pod), item.called(), shortID(c.ID), printable(string(c.Observation)), item.processes}
+	declared := pretty.Row{"?", "?"}
+	wide := pretty.Row{"unknown", "unknown"}
+	if oci := c.Declared.OCI; oci != nil {
+		declared = pretty.Row{oci.UID, yesNo(&oci.NoNewPrivileges)}
+		wide = pretty.Row{oci.Bounding.Hex(), oci.Permitted.Hex()}
+	}
+	row = append(append(row, declared...), w.since(c.Created))
+	if w.table.wide {
+		row = append(append(row, wide...), orDefault(c.RuntimeHandler), yesNo(c.Managed), orNone(c.Image), orNone(c.Reason))
+	}
+	return row
+}
+
+func (w getWriter) finding(f drift.Finding) pretty.Row {
+	container, _ := name(drift.Report{}, f)
+	row := pretty.Row{
+		w.table.severity(f.Severity), podOf(f.Pod), container, taskOf(f), printable(hop(f)), printable(string(f.Kind)), orNone(brief(f.Capabilities)), shortID(f.ID),
+	}
+	if w.table.wide {
+		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(shortID(f.ContainerID)), printable(f.Message))
+	}
+	return row
+}
+
+// taskOf names the process, or the thread of it, that a finding is about.
+func taskOf(f drift.Finding) string {
+	switch {
+	case f.TID != 0:
+		return fmt.Sprintf("%d/%d", f.PID, f.TID)
+	case f.PID != 0:
+		return strconv.Itoa(f.PID)
+	}
+	return "-"
+}
+
+func orNone(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return printable(text)
+}
+
+func (w getWriter) since(moment time.Time) string {
+	if moment.IsZero() {
+		return "?"
+	}
+	return human.HumanDuration(max(w.now.Sub(moment), 0))
+}
+
+// agentNode is `capdrift get node` for programs.
+type agentNode struct {
+	Schema     string          `json:"schema"`
+	Agent      agentIdentity   `json:"agent"`
+	Node       *drift.Node     `json:"node"`    // null before the first look, as is what follows
+	Runtime    *drift.Runtime  `json:"runtime"` // null too when none answered
+	TakenAt    *time.Time      `json:"takenAt"`
+	DurationMs *int64          `json:"durationMs"`
+	Coverage   *drift.Coverage `json:"coverage"`
+	Components []component     `json:"components"`
+	Position   *place          `json:"position"`
+	Findings   map[string]int  `json:"findings"` // how many are open, by severity
+}
+
+type agentIdentity struct {
+	Version   string     `json:"version"`
+	StartedAt *time.Time `json:"startedAt"`
+	NodeName  string     `json:"nodeName"`
+}
+
+type component struct {
+	Name  string     `json:"name"`
+	OK    bool       `json:"ok"`
+	Why   string     `json:"why,omitempty"`
+	Since *time.Time `json:"since"`
+}
+
+func componentsOf(messages []*v1.Component) []component {
+	list := make([]component, 0, len(messages))
+	for _, m := range messages {
+		list = append(list, component{m.GetName(), m.GetOk(), m.GetWhy(), momentOf(m.GetSince())})
+	}
+	return list
+}
+
+// momentOf is nil for an absent time, and for one that is none.
+func momentOf(m *timestamppb.Timestamp) *time.Time {
+	if m == nil || !m.IsValid() {
+		return nil
+	}
+	at := m.AsTime()
+	return &at
+}
+
+func nodeOf(m *v1.GetNodeResponse) (agentNode, error) {
+	node := agentNode{
+		Schema:     agentSchema,
+		Agent:      agentIdentity{m.GetAgent().GetVersion(), momentOf(m.GetAgent().GetStartedAt()), m.GetAgent().GetNodeName()},
+		Components: componentsOf(m.Components),
+		Position:   placeOf(m.Position),
+	}
+	if m.Look == nil {
+		return node, nil
+	}
+	report, err := rpc.FromProtoReport(m.Look, nil, nil)
+	if err != nil {
+		return node, err
+	}
+	node.Node, node.Runtime, node.Coverage = &report.Node, report.Runtime, &report.Coverage
+	node.TakenAt, node.DurationMs = &report.TakenAt, &report.DurationMs
+	node.Findings = make(map[string]int)
+	for _, count := range m.Findings {
+		node.Findings[strings.ToLower(strings.TrimPrefix(count.GetSeverity().String(), "SEVERITY_"))] = int(count.GetCount())
+	}
+	return node, nil
+}
+
+// node prints the node. Its table goes on with how the agent's parts fare and with
+// what is not seen: a node without findings may be one that nobody looks at.
+func (w getWriter) node(m *v1.GetNodeResponse) error {
+	node, err := nodeOf(m)
+	if err != nil {
+		return err
+	}
+	switch w.format {
+	case "json":
+		return writeJSON(w, node)
+	case "jsonl":
+		return writeJSONLine(w, node)
+	case "yaml":
+		return writeYAML(w, node)
+	case "name":
+		_, err := fmt.Fprintf(w, "node/%s\n", printable(node.name()))
+		return err
+	}
+	var out strings.Builder
+	header := pretty.Row{"name", "runtime", "kernel", "agent", "up", "looked", "containers"}
+	row := pretty.Row{printable(node.name()), "?", "?", orNone(node.Agent.Version), w.since(orZero(node.Agent.StartedAt)), "not yet", "?"}
+	if node.Node != nil {
+		row[1], row[2] = "none answered", orNone(node.Node.Kernel)
+		row[5], row[6] = w.since(*node.TakenAt)+" ago", node.Coverage.Containers.Running
+	}
+	if node.Runtime != nil {
+		row[1] = printable(node.Runtime.Name + " " + node.Runtime.Version)
+	}
+	for _, severity := range drift.Severities() {
+		header, row = append(header, severity.String()), append(row, "?")
+		if count, told := node.Findings[severity.String()]; told {
+			row[len(row)-1] = count
+		}
+	}
+	if w.table.wide {
+		header, row = append(header, "boot id", "cgroup", "endpoint"), append(row, "?", "?", "?")
+		if node.Node != nil {
+			row[len(row)-3], row[len(row)-2] = orNone(node.Node.BootID), orNone(node.Node.CgroupMode)
+		}
+		if node.Runtime != nil {
+			row[len(row)-1] = orNone(node.Runtime.Endpoint)
+		}
+	}
+	writer := w.table.newWriter(header)
+	writer.AppendRow(row)
+	fmt.Fprintln(&out, trimLines(writer.Render()))
+	if !w.table.noHeaders {
+		w.health(&out, node)
+	}
+	_, err = io.WriteString(w, out.String())
+	return err
+}
+
+func (n agentNode) name() string {
+	if n.Node != nil && n.Agent.NodeName == "" {
+		return n.Node.Name
+	}
+	return n.Agent.NodeName
+}
+
+func (w getWriter) health(out *strings.Builder, node agentNode) {
+	if len(node.Components) > 0 {
+		writer := w.table.newWriter(pretty.Row{"component", "ok", "since", "why"})
+		for _, c := range node.Components {
+			writer.AppendRow(pretty.Row{printable(c.Name), yesNo(&c.OK), w.since(orZero(c.Since)), orNone(c.Why)})
+		}
+		fmt.Fprintf(out, "\n%s\n", trimLines(writer.Render()))
+	}
+	fmt.Fprintln(out)
+	if node.Coverage == nil {
+		fmt.Fprintln(out, "The agent has not looked at its node yet.")
+		return
+	}
+	w.table.coverage(out, *node.Coverage)
+}
+
+func orZero(moment *time.Time) time.Time {
+	if moment == nil {
+		return time.Time{}
+	}
+	return *moment
+}
+
+// writeJSONLine writes one object in one line.
+func writeJSONLine(w io.Writer, said any) error {
+	return json.NewEncoder(escapingWriter{w, false}).Encode(said)
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/agent/metrics"
+	"github.com/capdrift/capdrift/agent/rpc"
+	"github.com/capdrift/capdrift/cri"
+	"github.com/capdrift/capdrift/drift"
+	"github.com/capdrift/capdrift/journal"
+	"github.com/capdrift/capdrift/proc"
+)
+
+// dialing is a runtime that is opened when it is first asked, and again after it
+// could not be: an agent may start before its runtime.
+type dialing struct {
+	options cri.Options
+
+	mu     sync.Mutex
+	client *cri.Client
+}
+
+// Inventory implements [agent.Runtime].
+func (d *dialing) Inventory(ctx context.Context) (drift.Inventory, error) {
+	client, err := d.open(ctx)
+	if err != nil {
+		return drift.Inventory{}, err
+	}
+	return client.Inventory(ctx)
+}
+
+func (d *dialing) open(ctx context.Context) (*cri.Client, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.client == nil {
+		client, err := cri.Connect(ctx, d.options)
+		if err != nil {
+			return nil, err
+		}
+		d.client = client
+	}
+	return d.client, nil
+}
+
+// Close implements [io.Closer].
+func (d *dialing) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.client == nil {
+		return nil
+	}
+	return d.client.Close()
+}
+
+// hints gives the loop what the runtime tells, as soon as there is a runtime, until
+// the context ends.
+func (d *dialing) hints(ctx context.Context, to chan<- drift.RuntimeEvent) error {
+	defer close(to)
+	client, err := d.open(ctx)
+	for ; err != nil; client, err = d.open(ctx) {
+		if wait(ctx, tryAgain) != nil {
+			return nil
+		}
+	}
+	for event := range client.Events(ctx) {
+		kind, ok := hinted[event.Kind]
+		if !ok {
+			continue // that nothing is told: the cadences are the truth all the same
+		}
+		select {
+		case to <- drift.RuntimeEvent{Kind: kind, ContainerID: event.ContainerID, PID: event.PID}:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// tryAgain is how soon a runtime that could not be opened is tried again.
+const tryAgain = time.Second
+
+// hinted is what a runtime's events mean to the loop.
+var hinted = map[cri.EventKind]drift.RuntimeEventKind{
+	cri.ContainerCreated: drift.EventCreated, cri.Started: drift.EventStarted, cri.ExecStarted: drift.EventExecStarted,
+	cri.Exited: drift.EventExited, cri.Deleted: drift.EventDeleted, cri.Connected: drift.EventMissed, cri.Overflow: drift.EventMissed,
+}
+
+// listeners opens all places where the agent is reached.
+func listeners(c apiConfig, log *slog.Logger) (open []*rpc.Listener, err error) {
+	add := func(listener *rpc.Listener, err error) error {
+		if err == nil {
+			open = append(open, listener)
+		}
+		return err
+	}
+	defer func() {
+		if err != nil {
+			for _, listener := range open {
+				err = errors.Join(err, listener.Close())
+			}
+		}
+	}()
+	if c.Socket != "" {
+		if err := os.MkdirAll(filepath.Dir(c.Socket), 0o700); err != nil {
+			return nil, fmt.Errorf("api.socket: %w", err)
+		}
+		if err := add(rpc.ListenUnix(c.Socket)); err != nil {
+			return nil, fmt.Errorf("api.socket: %w", err)
+		}
+	}
+	switch {
+	case c.TCP.Address == "":
+	case c.TCP.Plaintext:
+		err = add(rpc.ListenPlaintext(c.TCP.Address))
+	default:
+		var files *rpc.Certificates
+		if files, err = rpc.LoadCertificates(rpc.CertificateFiles{Certificate: c.TCP.CertFile, Key: c.TCP.KeyFile, ClientCA: c.TCP.CAFile}, time.Now, log); err == nil {
+			err = add(rpc.ListenTLS(c.TCP.Address, files))
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("api.tcp: %w", err)
+	}
+	return open, nil
+}
+
+// newEpoch names one run of the agent.
+func newEpoch() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// serveMetrics answers scrapes until the context ends.
+func serveMetrics(ctx context.Context, address string, handler http.Handler) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("metrics.address: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", handler)
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serving metrics: %w", err)
+	case <-ctx.Done():
+	}
+	if err := server.Close(); err != nil {
+		return fmt.Errorf("ending metrics: %w", err)
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	return nil
+}
+
+// openJournal opens the journal, or says why there is none: an agent whose disk
+// fails still watches.
+func openJournal(c journalConfig, log *slog.Logger) (*journal.Journal, error) {
+	if c.Dir == "" {
+		return nil, nil
+	}
+	j, found, err := journal.Open(c.Dir, journal.Options{MaxBytes: c.MaxBytes})
+	switch {
+	case errors.Is(err, journal.ErrLocked):
+		return nil, fmt.Errorf("journal.dir: %w: another agent runs on this node", err)
+	case err != nil:
+		log.Error("the journal cannot be opened, so nothing is remembered", "dir", c.Dir, "error", err)
+		return nil, nil
+	}
+	log.Info("the journal is open", "dir", c.Dir, "records", found.Records, "bytes", found.Bytes)
+	if len(found.Damage) > 0 {
+		log.Warn("the journal was damaged", "damage", found.Damage, "lost", found.Lost, "setAside", found.SetAside)
+	}
+	return j, nil
+}
+
+// parts are what an agent is made of.
+type parts struct {
+	loop    *agent.Loop
+	metrics *metrics.Metrics
+	server  *rpc.Server
+	log     *slog.Logger
+	hints   func(context.Context) error
+	close   func() error
+}
+
+// assemble builds the agent of its configuration.
+func assemble(c config, log *slog.Logger) (parts, error) {
+	given, err := c.given()
+	if err != nil {
+		return parts{}, err
+	}
+	kept, err := openJournal(c.Journal, log)
+	if err != nil {
+		return parts{}, err
+	}
+	runtime := &dialing{options: cri.Options{Endpoint: c.Runtime.Endpoint, Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}}
+	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true}), c.Node.Name}
+	members := host.Members()
+
+	var loop *agent.Loop
+	var stored metrics.Stored
+	var inner agent.Journal
+	config := agent.Loop{Given: given, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, After: time.After}
+	if kept != nil {
+		stored, inner = kept, recorder{kept}
+		open, boot, unreadable, err := recorder{kept}.remembered()
+		if err != nil {
+			return parts{}, errors.Join(err, kept.Close())
+		}
+		for _, err := range unreadable {
+			log.Warn("left out", "error", err)
+		}
+		config.Open, config.BootID = open, boot
+	}
+	counted := metrics.New(versionText(), time.Now, func() (agent.View, bool) { return loop.View() }, stored)
+	config.Host, config.Runtime = counted.Host(host), counted.Runtime(runtime)
+	config.Threads = counted.Host(named{proc.New(c.Node.HostRoot, proc.Options{Threads: threadBudget}), c.Node.Name})
+	config.Members, config.Journal = counted.Members(following{members}), counted.Journal(inner)
+	events := make(chan drift.RuntimeEvent)
+	config.Events = events
+	loop = agent.NewLoop(config)
+	service := rpc.NewService(loop, rpc.Options{
+		Identity: rpc.Identity{Version: versionText(), Started: time.Now(), NodeName: c.Node.Name}, Scanner: loop, Now: time.Now,
+	})
+	hints := func(ctx context.Context) error { return runtime.hints(ctx, events) }
+	return parts{loop, counted, rpc.NewServer(service, log), log, hints, func() error {
+		err := errors.Join(members.Close(), runtime.Close())
+		if kept != nil {
+			err = errors.Join(err, kept.Close())
+		}
+		return err
+	}}, nil
+}
+
+// following hands the loop what [proc.Members] tells, in the loop's nouns.
+type following struct{ *proc.Members }
+
+// Changes implements [agent.Members].
+func (f following) Changes(ctx context.Context) ([]drift.MembershipChange, error) {
+	changes, err := f.Members.Changes(ctx)
+	told := make([]drift.MembershipChange, 0, len(changes))
+	for _, c := range changes {
+		told = append(told, drift.MembershipChange{ContainerID: c.ContainerID, Appeared: c.Appeared, Gone: c.Gone, Missed: c.Missed})
+	}
+	return told, err
+}
+
+// Read implements [agent.Members].
+func (f following) Read(ctx context.Context, id string, pids []int) ([]drift.Process, error) {
+	read, _, err := f.Members.Read(ctx, id, pids)
+	return read, err
+}
+
+// named is a host that is called as the configuration says.
+type named struct {
+	*proc.FS
+	name string
+}
+
+// Node implements [agent.Host].
+func (n named) Node() (drift.Node, []drift.Limit, error) {
+	node, limits, err := n.FS.Node()
+	if n.name != "" {
+		node.Name = n.name
+	}
+	return node, limits, err
+}
+
+// run runs an agent, and what goes beside its loop, until the context ends.
+func (p parts) run(ctx context.Context, c config, beside ...func(context.Context) error) (err error) {
+	defer func() { err = errors.Join(err, p.close()) }()
+	open, err := listeners(c.API, p.log)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.loop.Run(ctx) })
+	group.Go(func() error { return p.hints(ctx) })
+	group.Go(func() error { return p.server.Serve(ctx, open...) })
+	for _, work := range beside {
+		group.Go(func() error { return work(ctx) })
+	}
+	if c.Metrics.Address != "" {
+		group.Go(func() error { return serveMetrics(ctx, c.Metrics.Address, p.metrics.Handler()) })
+	}
+	return group.Wait()
+}

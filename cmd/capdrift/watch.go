@@ -1,0 +1,381 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	rpcstatus "google.golang.org/grpc/status"
+
+	"github.com/capdrift/capdrift/agent/rpc"
+	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// watchOptions are the flags of `capdrift watch`.
+type watchOptions struct {
+	client clientOptions
+
+	format    string
+	color     string
+	filter    string
+	namespace string
+	until     string
+	noHeaders bool
+}
+
+func watchCommand() *cobra.Command {
+	var o watchOptions
+	cmd := &cobra.Command{
+		Use:   "watch [findings|containers]",
+		Short: "Ask the agent what it knows, and go on with what changes",
+		Long: `Print what the agent knows now, a line each, and then each change as it sees it: findings that
+open, change and are resolved, or containers that come, change and go.
+
+When the connection breaks it is made again, and the watch goes on where it was. Where the agent
+cannot tell everything that happened meanwhile, that is said as "lost", and what is now is printed
+again. How the agent itself fares is said too: on standard error, or with -o jsonl as records.
+
+--until-finding ends the watch when a finding of this severity, or a worse one, is open: one that
+opens, and one that is open at the begin.
+
+Exit status: 0 ended by a signal or --timeout, 1 could not do it (with --until-finding also when
+a signal ended the watch, changes were lost, or the agent was not there at the end of --timeout:
+then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is open.`,
+		Example: `  capdrift watch
+  capdrift watch findings -n shop -o jsonl
+  capdrift watch containers --filter 'pod.namespace != "kube-system"'
+  capdrift watch --until-finding high --timeout 10m || echo 'something drifted, or nobody could tell'`,
+		Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return []string{"findings", "containers"}, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			resource, err := o.validate(args)
+			if err != nil {
+				return usageError{err}
+			}
+			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd, resource) })(cmd, args)
+		},
+	}
+	o.client.addFlags(cmd, agentSocket, 0)
+	flags := cmd.Flags()
+	flags.StringVarP(&o.format, "output", "o", "table", "output format: table, jsonl")
+	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
+	flags.StringVar(&o.filter, "filter", "", "only those of which this expression is true (docs/filter.md)")
+	flags.StringVarP(&o.namespace, "namespace", "n", "", "only those of pods in this namespace")
+	flags.StringVar(&o.until, "until-finding", "", "end with status 3 when a finding at or above this severity is open: critical, high, medium, low, info")
+	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading line of the table")
+	complete(cmd, "output", "table", "jsonl")
+	complete(cmd, "color", "auto", "always", "never")
+	complete(cmd, "until-finding", severityNames()...)
+	return cmd
+}
+
+func (o *watchOptions) validate(args []string) (resource string, err error) {
+	if err := o.client.validate(); err != nil {
+		return "", err
+	}
+	resource = "finding"
+	if len(args) > 0 {
+		resource = resources[args[0]]
+	}
+	switch {
+	case resource != "finding" && resource != "container":
+		return "", fmt.Errorf("%s cannot be watched: want findings or containers", printable(args[0]))
+	case o.format != "table" && o.format != "jsonl":
+		return "", fmt.Errorf("--output=%s: want table or jsonl", printable(o.format))
+	case o.until != "" && !slices.Contains(severityNames(), o.until):
+		return "", fmt.Errorf("--until-finding=%s: want one of %s", printable(o.until), strings.Join(severityNames(), ", "))
+	case o.until != "" && resource != "finding":
+		return "", errors.New("--until-finding is of watch findings")
+	}
+	return resource, (&outputOptions{format: "table", color: o.color}).validate()
+}
+
+func (o *watchOptions) run(cmd *cobra.Command, resource string) error {
+	ctx, cancel := o.client.within(cmd.Context())
+	defer cancel()
+	colors := outputOptions{color: o.color}
+	out := watchOutput{
+		Writer: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), resource: resource, jsonl: o.format == "jsonl",
+		table: table{colored: colors.colored(cmd.OutOrStdout()), noHeaders: o.noHeaders}, known: make(map[string]watchLine),
+	}
+	w := watcher{watchOptions: o, resource: resource, out: out, patience: 2 * time.Minute}
+	return w.run(ctx)
+}
+
+// watcher follows an agent over any number of connections.
+type watcher struct {
+	*watchOptions
+	resource string
+	out      watchOutput
+	patience time.Duration // without a message; the agent sends heartbeats far more often
+
+	token   string // where to go on
+	whole   bool   // a snapshot has come
+	there   bool   // the agent tells us of changes now
+	lossy   bool   // some were lost
+	joining joiner
+	counted int // of the snapshot
+}
+
+var errSilent = errors.New("the agent has gone silent")
+
+// run ends with the context's time, the finding that is waited for, or an error
+// that connecting again does not help against.
+func (w *watcher) run(ctx context.Context) error {
+	c, err := w.client.open(ctx)
+	if err != nil {
+		return w.ended(ctx, err)
+	}
+	told := ""
+	for pause := (backoff{}); ; {
+		began := time.Now()
+		err := w.follow(ctx, c)
+		c.close()
+		var found findingsError
+		var broken outputError
+		switch {
+		case errors.As(err, &found), errors.As(err, &broken):
+			return err
+		case ctx.Err() != nil:
+			return w.ended(ctx, c.explained(ctx, err))
+		case !w.whole || !w.mayGoOn(err):
+			return c.explained(ctx, err)
+		}
+		if rpcstatus.Code(err) == codes.InvalidArgument { // an agent of another version does not know our place
+			w.token, w.lossy = "", true
+		}
+		w.client.wait = true // from now on we do
+		explained := c.explained(ctx, err)
+		if w.there {
+			told = ""
+		}
+		w.there = false
+		if time.Since(began) > 2*longestPause {
+			pause = backoff{}
+		}
+		if text := explained.Error(); text != told {
+			told = text
+			if err := w.out.disconnected(text); err != nil {
+				return err
+			}
+		}
+		for c = nil; c == nil; {
+			if err := wait(ctx, pause.next()); err != nil {
+				return w.ended(ctx, explained)
+			}
+			if c, err = w.client.dial(); err != nil && err.Error() != told { // certificates that are just exchanged
+				told = err.Error()
+				if err := w.out.disconnected(told); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// ended is what a watch ends with whose time is over.
+func (w *watcher) ended(ctx context.Context, err error) error {
+	var late timeoutError
+	switch timedOut := errors.As(context.Cause(ctx), &late); {
+	case ctx.Err() == nil, timedOut && !w.whole:
+		return err
+	case w.until == "":
+		return nil
+	case !timedOut:
+		return fmt.Errorf("interrupted before a finding at or above --until-finding=%s was open", w.until)
+	case !w.there:
+		return errors.New("the agent was not there at the end of --timeout, so nobody knows what is open")
+	case w.lossy:
+		return errors.New("changes were lost meanwhile, so nobody knows what was open all the time")
+	}
+	return nil
+}
+
+// mayGoOn tells whether connecting again may help.
+func (w *watcher) mayGoOn(err error) bool {
+	switch rpcstatus.Code(err) {
+	case codes.InvalidArgument:
+		return w.token != "" // without our place it may be a good question
+	case codes.Unauthenticated, codes.PermissionDenied, codes.Unimplemented:
+		return false
+	}
+	var unreadable unreadableError
+	return !errors.As(err, &unreadable)
+}
+
+// unreadableError is a message that this version cannot read; it would come again.
+type unreadableError struct{ error }
+
+func (e unreadableError) Unwrap() error { return e.error }
+
+// outputError is a line that could not be written.
+type outputError struct{ error }
+
+func (e outputError) Unwrap() error { return e.error }
+
+// follow takes the messages of one connection until it ends, or nothing comes.
+func (w *watcher) follow(ctx context.Context, c *client) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(w.patience, func() { cancel(errSilent) })
+	defer silence.Stop()
+	err := w.receive(ctx, c, func() { silence.Reset(w.patience) })
+	if errors.Is(context.Cause(ctx), errSilent) {
+		return fmt.Errorf("%w for %s", errSilent, w.patience)
+	}
+	return err
+}
+
+func (w *watcher) receive(ctx context.Context, c *client, heard func()) error {
+	request := &v1.WatchRequest{After: w.token}
+	if w.resource == "container" {
+		request.Topics, request.ContainerFilter = []v1.WatchTopic{v1.WatchTopic_WATCH_TOPIC_CONTAINERS}, w.filter
+		if request.View = v1.ContainerView_CONTAINER_VIEW_BASIC; w.out.jsonl {
+			request.View = v1.ContainerView_CONTAINER_VIEW_FULL
+		}
+	} else {
+		request.Topics, request.FindingFilter = []v1.WatchTopic{v1.WatchTopic_WATCH_TOPIC_FINDINGS}, w.filter
+	}
+	w.joining = joiner{}
+	stream, err := c.Watch(ctx, request)
+	if err != nil {
+		return err
+	}
+	for {
+		message, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return rpcstatus.Error(codes.Unavailable, "the agent ended the watch")
+		case err != nil:
+			return err
+		}
+		heard()
+		if err := w.take(message); err != nil {
+			return err
+		}
+		if message.ResumeToken != "" {
+			w.token = message.ResumeToken
+		}
+	}
+}
+
+// take prints one message.
+func (w *watcher) take(m *v1.WatchResponse) error {
+	at := momentOf(m.Time)
+	switch event := m.Event.(type) {
+	case *v1.WatchResponse_SnapshotBegin:
+		w.counted = 0
+		return w.out.begin(event.SnapshotBegin, at)
+	case *v1.WatchResponse_Containers:
+		return w.containers(event.Containers.GetContainers(), "present", at)
+	case *v1.WatchResponse_Findings:
+		for _, message := range event.Findings.GetFindings() {
+			w.counted++
+			if err := w.finding(message, "open", "", at); err != nil {
+				return err
+			}
+		}
+	case *v1.WatchResponse_SnapshotEnd:
+		w.there = true
+		if told := int(event.SnapshotEnd.GetContainers() + event.SnapshotEnd.GetFindings()); told != w.counted {
+			return rpcstatus.Errorf(codes.DataLoss, "the agent's snapshot is of %d, and %d came", told, w.counted)
+		}
+		w.whole = true
+		return w.out.end(event.SnapshotEnd, at)
+	case *v1.WatchResponse_Container:
+		change := strings.ToLower(strings.TrimPrefix(event.Container.GetKind().String(), "KIND_"))
+		if event.Container.GetKind() == v1.ContainerChange_KIND_LEFT {
+			return w.out.left(event.Container.GetContainer().GetId(), at)
+		}
+		return w.containers([]*v1.Container{event.Container.GetContainer()}, change, at)
+	case *v1.WatchResponse_Finding:
+		change := strings.ToLower(strings.TrimPrefix(event.Finding.GetKind().String(), "KIND_"))
+		if event.Finding.GetKind() == v1.FindingChange_KIND_LEFT {
+			return w.out.left(event.Finding.GetFinding().GetId(), at)
+		}
+		return w.finding(event.Finding.GetFinding(), change, event.Finding.GetResolved(), at)
+	case *v1.WatchResponse_Lost:
+		w.lossy = true
+		return w.out.lost(event.Lost, at)
+	case *v1.WatchResponse_NodeStatus:
+		w.there = true // with this a watch that resumes begins
+		return w.out.status(event.NodeStatus, at)
+	}
+	return nil
+}
+
+func (w *watcher) takes(item subject) bool {
+	return question{namespace: w.namespace}.takes(item)
+}
+
+func (w *watcher) containers(parts []*v1.Container, change string, at *time.Time) error {
+	items, err := w.joining.take(parts)
+	if err != nil {
+		return unreadableError{err}
+	}
+	for _, item := range items {
+		if w.counted++; !w.takes(item) {
+			continue
+		}
+		if err := w.out.item(item, change, "", at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *watcher) finding(message *v1.Finding, change, resolved string, at *time.Time) error {
+	item, err := fromFinding(message)
+	switch {
+	case err != nil:
+		return unreadableError{err}
+	case !w.takes(item):
+		return nil
+	}
+	if err := w.out.item(item, change, resolved, at); err != nil {
+		return err
+	}
+	var threshold drift.Severity
+	if w.until == "" || change == "resolved" {
+		return nil
+	}
+	if err := threshold.UnmarshalText([]byte(w.until)); err != nil {
+		return err // validate has accepted it
+	}
+	if item.finding.Severity >= threshold {
+		return findingsError{fmt.Errorf("a finding of severity %s is open, at or above --until-finding=%s", item.finding.Severity, w.until)}
+	}
+	return nil
+}
+
+// scan is the report of a look that the agent takes now.
+func (o *clientOptions) scan(ctx context.Context) (drift.Report, error) {
+	ctx, cancel := o.within(ctx)
+	defer cancel()
+	c, err := o.open(ctx)
+	if err != nil {
+		return drift.Report{}, err
+	}
+	defer c.close()
+	stream, err := c.Scan(ctx, &v1.ScanRequest{})
+	if err != nil {
+		return drift.Report{}, c.explained(ctx, err)
+	}
+	report, err := rpc.ReadScan(stream)
+	if errors.Is(err, io.EOF) {
+		return drift.Report{}, errors.New("the agent's report ended before its end; ask again")
+	}
+	return report, c.explained(ctx, err)
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+
+	"github.com/capdrift/capdrift/agent/rpc"
+	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/drift"
+)
+
+const watchSchema = "capdrift.watch/v1"
+
+// watchOutput prints a watch: lines for people, with what is about the watch itself
+// on standard error, or one object a line with all of it.
+type watchOutput struct {
+	io.Writer
+	errs     io.Writer
+	resource string
+	jsonl    bool
+	table    table
+
+	headed  bool
+	known   map[string]watchLine // what the table has shown as there, by id
+	before  map[string]watchLine // the same before a snapshot that is coming
+	faring  map[string]bool      // components that were said not to be well
+	partial bool                 // the coverage was said to be incomplete
+}
+
+// watchRecord is one line of -o jsonl.
+type watchRecord struct {
+	Schema     string           `json:"schema"`
+	Type       string           `json:"type"` // container, finding, snapshot_begin, snapshot_end, lost, node_status, disconnected
+	Time       *time.Time       `json:"time"` // by the node's clock; null for what we notice
+	Change     string           `json:"change,omitempty"`
+	Resolved   string           `json:"resolved,omitempty"` // why
+	ID         string           `json:"id,omitempty"`       // of one that left the filter
+	Container  *drift.Container `json:"container,omitempty"`
+	Finding    *drift.Finding   `json:"finding,omitempty"`
+	Undecided  string           `json:"undecided,omitempty"` // why the filter could not judge it
+	Position   *place           `json:"position,omitempty"`
+	Reason     string           `json:"reason,omitempty"`  // why changes are lost, or the connection
+	Changes    *uint64          `json:"changes,omitempty"` // how many are lost; absent when it cannot be told
+	Components []component      `json:"components,omitempty"`
+	Coverage   *drift.Coverage  `json:"coverage,omitempty"`
+	Containers *uint32          `json:"containers,omitempty"` // how many the snapshot had, before --namespace
+	Findings   *uint32          `json:"findings,omitempty"`
+}
+
+// watchLine is what is printed of a container or finding: all but time and change.
+type watchLine struct{ severity, rest string }
+
+func (o *watchOutput) record(r watchRecord) error {
+	r.Schema = watchSchema
+	if err := writeJSONLine(o, r); err != nil {
+		return outputError{err}
+	}
+	return nil
+}
+
+func (o *watchOutput) note(format string, args ...any) {
+	fmt.Fprintf(o.errs, "capdrift: "+format+"\n", args...)
+}
+
+func (o *watchOutput) disconnected(why string) error {
+	o.note("%s; connecting again", why)
+	if o.jsonl {
+		return o.record(watchRecord{Type: "disconnected", Reason: why})
+	}
+	return nil
+}
+
+func (o *watchOutput) begin(m *v1.SnapshotBegin, at *time.Time) error {
+	if o.jsonl {
+		record := watchRecord{Type: "snapshot_begin", Time: at, Position: placeOf(m.GetPosition())}
+		if coverage := m.GetLook().GetCoverage(); coverage != nil {
+			seen := rpc.FromProtoCoverage(coverage)
+			record.Coverage = &seen
+		}
+		return o.record(record)
+	}
+	if o.before == nil { // else another snapshot broke off
+		o.before = o.known
+	}
+	o.known = make(map[string]watchLine)
+	return nil
+}
+
+func (o *watchOutput) end(m *v1.SnapshotEnd, at *time.Time) error {
+	if o.jsonl {
+		record := watchRecord{Type: "snapshot_end", Time: at}
+		if containers, findings := m.GetContainers(), m.GetFindings(); o.resource == "container" {
+			record.Containers = &containers
+		} else {
+			record.Findings = &findings
+		}
+		return o.record(record)
+	}
+	gone := o.before
+	o.before = nil
+	for id, line := range gone {
+		if _, still := o.known[id]; !still {
+			if err := o.print(at, "gone", line, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (o *watchOutput) item(item subject, change, resolved string, at *time.Time) error {
+	if o.jsonl {
+		return o.record(watchRecord{
+			Type: item.kind(), Time: at, Change: change, Resolved: resolved, Container: item.container, Finding: item.finding, Undecided: item.undecided,
+		})
+	}
+	line := o.lineOf(item)
+	if change == "resolved" || change == "removed" {
+		delete(o.known, item.id())
+	} else {
+		o.known[item.id()] = line
+	}
+	if resolved != "" {
+		change += " (" + said(resolved) + ")"
+	}
+	suffix := ""
+	if item.undecided != "" {
+		suffix = "(not judged by --filter: " + said(item.undecided) + ")"
+	}
+	return o.print(at, change, line, suffix)
+}
+
+// left is one that the filter does not take any more. It may be of another
+// namespace than is asked for; then the table has not shown it.
+func (o *watchOutput) left(id string, at *time.Time) error {
+	if o.jsonl {
+		return o.record(watchRecord{Type: o.resource, Time: at, Change: "left", ID: id})
+	}
+	line, shown := o.known[id]
+	if !shown {
+		return nil
+	}
+	delete(o.known, id)
+	return o.print(at, "left", line, "")
+}
+
+func (o *watchOutput) lineOf(item subject) watchLine {
+	where := podOf(item.pod()) + "/" + item.called()
+	if item.finding != nil && item.finding.ContainerID == "" { // of a handler
+		where = item.called()
+	}
+	if f := item.finding; f != nil {
+		names := make([]string, 0, 4)
+		for _, cell := range []struct {
+			text  string
+			width int
+		}{{where, 40}, {taskOf(*f), 8}, {printable(string(f.Kind)), 20}, {brief(f.Capabilities), 0}} {
+			names = append(names, text.Pad(cell.text, cell.width, ' '))
+		}
+		return watchLine{text.Pad(o.table.severity(f.Severity), 9, ' ') + " ", strings.Join(names, " ")}
+	}
+	return watchLine{"", strings.Join([]string{
+		text.Pad(where, 40, ' '), text.Pad(shortID(item.id()), 14, ' '), text.Pad(printable(string(item.container.Observation)), 12, ' '), fmt.Sprint(item.processes),
+	}, " ")}
+}
+
+const timeWidth, changeWidth = 24, 20
+
+func (o *watchOutput) print(at *time.Time, change string, line watchLine, suffix string) error {
+	var out strings.Builder
+	if !o.headed && !o.table.noHeaders {
+		heading := []string{text.Pad("POD/CONTAINER", 40, ' '), text.Pad("ID", 14, ' '), text.Pad("SEEN", 12, ' '), "PROCESSES"}
+		if o.resource == "finding" {
+			heading = []string{text.Pad("SEVERITY", 9, ' '), text.Pad("POD/CONTAINER", 40, ' '), text.Pad("PID", 8, ' '), text.Pad("FINDING", 20, ' '), "CAPABILITIES"}
+		}
+		fmt.Fprintf(&out, "%s %s %s\n", text.Pad("TIME", timeWidth, ' '), text.Pad("CHANGE", changeWidth, ' '), strings.Join(heading, " "))
+	}
+	o.headed = true
+	when := "-"
+	if at != nil {
+		when = at.UTC().Format("2006-01-02T15:04:05.000Z")
+	}
+	full := fmt.Sprintf("%s %s %s%s %s", text.Pad(when, timeWidth, ' '), text.Pad(change, changeWidth, ' '), line.severity, line.rest, suffix)
+	fmt.Fprintln(&out, strings.TrimRight(full, " "))
+	if _, err := io.WriteString(o, out.String()); err != nil {
+		return outputError{fmt.Errorf("writing: %w", err)}
+	}
+	return nil
+}
+
+// lossReasons say why changes are missing.
+var lossReasons = map[v1.Lost_Reason]string{
+	v1.Lost_REASON_NOT_KEPT:         "they are older than what the agent keeps, or too many",
+	v1.Lost_REASON_OTHER_EPOCH:      "the agent was started anew",
+	v1.Lost_REASON_OTHER_BOOT:       "the node was booted",
+	v1.Lost_REASON_UNKNOWN_POSITION: "the agent has not come to where we were",
+}
+
+func (o *watchOutput) lost(m *v1.Lost, at *time.Time) error {
+	if o.jsonl {
+		reason := strings.ToLower(strings.TrimPrefix(m.GetReason().String(), "REASON_"))
+		return o.record(watchRecord{Type: "lost", Time: at, Reason: reason, Changes: m.Changes})
+	}
+	why, ok := lossReasons[m.GetReason()]
+	if !ok {
+		why = "the agent says " + m.GetReason().String()
+	}
+	count := "an unknown number of changes"
+	if m.Changes != nil {
+		count = many(int(min(*m.Changes, 1<<31)), "change")
+	}
+	o.note("lost: %s, for %s; what is there now follows", count, why)
+	return nil
+}
+
+func (o *watchOutput) status(m *v1.NodeStatus, at *time.Time) error {
+	if o.jsonl {
+		record := watchRecord{Type: "node_status", Time: at, Components: componentsOf(m.GetComponents())}
+		if m.Coverage != nil {
+			coverage := rpc.FromProtoCoverage(m.Coverage)
+			record.Coverage = &coverage
+		}
+		return o.record(record)
+	}
+	if o.faring == nil {
+		o.faring = make(map[string]bool)
+	}
+	for _, c := range m.GetComponents() {
+		switch {
+		case !c.GetOk():
+			o.faring[c.GetName()] = true
+			o.note("node status: the agent's %s is not well: %s", printable(c.GetName()), said(c.GetWhy()))
+		case o.faring[c.GetName()]:
+			delete(o.faring, c.GetName())
+			o.note("node status: the agent's %s is well again", printable(c.GetName()))
+		}
+	}
+	switch coverage := m.GetCoverage(); {
+	case coverage == nil:
+	case !coverage.Complete:
+		o.partial = true
+		var limits []string
+		for _, limit := range coverage.Limits {
+			if limit.GetBlind() {
+				limits = append(limits, said(limit.GetWhat()+": "+limit.GetWhy()))
+			}
+		}
+		o.note("node status: the agent does not see all of its node: %s", strings.Join(limits[:min(len(limits), 4)], "; "))
+	case o.partial:
+		o.partial = false
+		o.note("node status: the agent sees all of its node again")
+	}
+	return nil
+}

@@ -1,0 +1,218 @@
+//go:build linux
+
+package live
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/capdrift/capdrift/e2e/node"
+)
+
+// anAgent is a running `capdrift agent`.
+type anAgent struct {
+	t      *testing.T
+	config string
+	socket string
+	cmd    *exec.Cmd
+}
+
+// startAgent starts one on the node, with a journal of its own.
+func startAgent(t *testing.T) *anAgent {
+	t.Helper()
+	n := onNode(t)
+	dir := t.TempDir()
+	a := &anAgent{t: t, config: filepath.Join(dir, "agent.yaml"), socket: filepath.Join(dir, "run", "agent.sock")}
+	text := fmt.Sprintf("runtime: {endpoint: %q}\napi: {socket: %q}\njournal: {dir: %q}\n", n.Endpoint(), a.socket, filepath.Join(dir, "journal"))
+	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.start()
+	t.Cleanup(func() { a.end(syscall.SIGTERM) })
+	return a
+}
+
+func (a *anAgent) start() {
+	a.t.Helper()
+	a.cmd = exec.Command(filepath.Join(programs, "capdrift"), "agent", "--config", a.config)
+	a.cmd.Stderr = a.t.Output()
+	if err := a.cmd.Start(); err != nil {
+		a.t.Fatal(err)
+	}
+	a.await("it has looked at its node", func() bool {
+		_, _, status, err := a.ask("get", "node", "-o", "json")
+		return err == nil && status == 0
+	})
+}
+
+// end ends it; one that is told to ends with status 0.
+func (a *anAgent) end(how syscall.Signal) {
+	if a.cmd == nil {
+		return
+	}
+	_ = a.cmd.Process.Signal(how)
+	if err := a.cmd.Wait(); err != nil && how == syscall.SIGTERM {
+		a.t.Errorf("the agent ended with %v", err)
+	}
+	a.cmd = nil
+}
+
+// ask runs a client of it.
+func (a *anAgent) ask(args ...string) (stdout, stderr string, status int, err error) {
+	return capdrift(append(args, "--agent", "unix://"+a.socket)...)
+}
+
+// await asks for a condition often.
+func (a *anAgent) await(what string, holds func() bool) {
+	a.t.Helper()
+	ctx, cancel := theNode.Within(a.t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-ctx.Done():
+			a.t.Fatalf("waiting until %s: %v", what, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// findings about a container that are open and above info, "severity kind pid".
+func (a *anAgent) findings(id string) (list []string) {
+	a.t.Helper()
+	stdout, stderr, status, err := a.ask("get", "findings", "-o", "jsonl")
+	if err != nil || status != 0 {
+		a.t.Fatalf("get findings: status %d, %v: %s", status, err, stderr)
+	}
+	for line := range strings.Lines(stdout) {
+		var record struct {
+			Finding *finding
+			finding
+		}
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			a.t.Fatalf("%v in %s", err, line)
+		}
+		f := record.finding
+		if record.Finding != nil {
+			f = *record.Finding
+		}
+		if f.ContainerID == id && f.Severity != "info" {
+			list = append(list, fmt.Sprintf("%s %s %d", f.Severity, f.Kind, f.Pid))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// TestAgent: what an exec above the ceiling holds is told without being asked for, stays
+// known when the agent is killed, and is over with its process.
+func TestAgent(t *testing.T) {
+	a := startAgent(t)
+	c := run(t, node.Pod{Security: dropAll()})[0]
+	watched := make(chan string, 1)
+	go func() {
+		stdout, stderr, status, err := a.ask("watch", "--until-finding", "critical", "-o", "jsonl", "--timeout", "60s")
+		watched <- fmt.Sprintf("%d %v %s %s", status, err, stdout, stderr)
+	}()
+	pid, err := theNode.RuncExec(t.Context(), c, []string{"CAP_SYS_ADMIN"}, "name=debug", "ready", "sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if told := <-watched; !strings.HasPrefix(told, "3 ") || !strings.Contains(told, "_excess") {
+		t.Fatalf("watch: %s", told)
+	}
+	t.Logf("told after %v", time.Since(began))
+	want := []string{fmt.Sprintf("critical bounding_excess %d", pid), fmt.Sprintf("critical permitted_excess %d", pid)}
+	a.await("both are open", func() bool { return slices.Equal(a.findings(c.ID), want) })
+
+	a.end(syscall.SIGKILL)
+	a.start()
+	if got := a.findings(c.ID); !slices.Equal(got, want) {
+		t.Errorf("after it was killed: %q, want %q", got, want)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	a.await("they are over", func() bool { return a.findings(c.ID) == nil })
+
+	// A runtime that hangs is said, and what is known is still watched.
+	if err := syscall.Kill(theNode.RuntimePid(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopped := true
+	wake := func() {
+		if stopped {
+			stopped = false
+			_ = syscall.Kill(theNode.RuntimePid(), syscall.SIGCONT)
+		}
+	}
+	defer wake()
+	if pid, err = theNode.RuncExec(t.Context(), c, []string{"CAP_SYS_TIME"}, "name=debug", "ready", "sleep"); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{fmt.Sprintf("critical bounding_excess %d", pid), fmt.Sprintf("critical permitted_excess %d", pid)}
+	a.await("both are open without the runtime", func() bool { return slices.Equal(a.findings(c.ID), want) })
+	wake()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	a.await("they are over", func() bool { return a.findings(c.ID) == nil })
+}
+
+// TestAgentFromPod: as it is meant to be deployed, with no capability at all, the agent sees
+// the whole node, and finds nothing about itself.
+func TestAgentFromPod(t *testing.T) {
+	n := onNode(t)
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := agentPod(n, "/proc", 0)
+	p.Container = "capdrift"
+	p.Command = []string{"/bin/capdrift"}
+	p.Args = []string{"agent", "--host-root", "/host", "--socket", "/run/capdrift/agent.sock", "--data-dir", "/run/capdrift/journal"}
+	p.Mounts = append(p.Mounts, &cri.Mount{HostPath: dir, ContainerPath: "/run/capdrift"})
+	others := run(t, node.Pod{Security: restricted()}, p)
+	a := &anAgent{t: t, socket: filepath.Join(dir, "agent.sock")}
+	a.await("it has looked at its node", func() bool {
+		_, _, status, err := a.ask("get", "node", "-o", "json")
+		return err == nil && status == 0
+	})
+	a.await("it sees itself", func() bool {
+		stdout, _, _, _ := a.ask("get", "containers", "-o", "name")
+		return strings.Contains(stdout, others[1].ID) || strings.Contains(stdout, "capdrift")
+	})
+	stdout, stderr, status, err := a.ask("scan", "-o", "json")
+	if err != nil || status != 0 {
+		t.Fatalf("scan: status %d, %v: %s", status, err, stderr)
+	}
+	r := parse(t, stdout)
+	for i, c := range others {
+		seen := r.container(t, c.ID)
+		if seen.Observation != "observed" || len(seen.Processes) == 0 {
+			t.Errorf("container %d: %+v", i, seen)
+		}
+		if got := r.about(c.ID); i == 1 && got != nil {
+			t.Errorf("the agent finds about itself %q", got)
+		}
+	}
+	if !r.Coverage.Complete {
+		t.Errorf("%+v", r.Coverage)
+	}
+	if held := r.container(t, others[1].ID).Processes[0].Caps.Permitted.Hex; held != "0000000000000000" {
+		t.Errorf("the agent holds %s", held)
+	}
+}
