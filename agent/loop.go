@@ -184,7 +184,10 @@ func (l *Loop) Run(ctx context.Context) error {
 		}
 	}
 	list()
-	var waiting []chan View // scans that wait for a listing
+	// What is asked for while a question is under way needs another one: the answer
+	// to the first may be older.
+	again := false
+	var waiting, queued []chan View // scans that wait for this listing, and for the next
 	membership, sweep, listAt := l.After(l.Cadence.Membership), l.After(l.Cadence.Sweep), l.After(l.Cadence.List)
 	var hinted <-chan time.Time
 	second := false // the next sweep is the second look at something
@@ -199,7 +202,11 @@ func (l *Loop) Run(ctx context.Context) error {
 				view, _ := l.View()
 				reply <- view
 			}
-			waiting = nil
+			waiting, queued = queued, nil
+			if again {
+				again = false
+				list()
+			}
 		case <-membership:
 			l.membership(ctx)
 			membership = l.After(l.Cadence.Membership)
@@ -225,14 +232,18 @@ func (l *Loop) Run(ctx context.Context) error {
 				hinted = l.After(sooner)
 			}
 		case <-hinted:
-			hinted = nil
+			hinted, again = nil, again || asking
 			list()
 		case changed := <-l.settings:
 			l.Cadence, l.Given, l.state.ledger.confirm = changed.Cadence, changed.Given, changed.Confirm
 			membership, sweep, listAt = l.After(l.Cadence.Membership), l.After(l.Cadence.Sweep), l.After(l.Cadence.List)
 		case reply := <-l.scans:
-			waiting = append(waiting, reply)
-			list()
+			if asking {
+				queued, again = append(queued, reply), true
+			} else {
+				waiting = append(waiting, reply)
+				list()
+			}
 		}
 	}
 }

@@ -423,6 +423,73 @@ func TestThreadsHaveACadenceOfTheirOwn(t *testing.T) {
 	}
 }
 
+// slow is a machine whose runtime answers when the test lets it, and with what was
+// true when it was asked.
+type slow struct {
+	*machine
+	asked  chan struct{}
+	answer chan struct{}
+}
+
+func (s slow) Inventory(ctx context.Context) (drift.Inventory, error) {
+	inventory, err := s.machine.Inventory(ctx)
+	s.asked <- struct{}{}
+	<-s.answer
+	return inventory, err
+}
+
+// TestAHintDuringAQuestionIsNotLost: what starts while the runtime is being asked is not
+// in its answer, and is asked for again.
+func TestAHintDuringAQuestionIsNotLost(t *testing.T) {
+	m, c := newMachine(), newClock()
+	runtime := slow{m, make(chan struct{}), make(chan struct{})}
+	events := make(chan drift.RuntimeEvent)
+	loop := agent.NewLoop(agent.Loop{
+		Host: m, Members: m, Runtime: runtime, Cadence: agent.DefaultCadence(), Epoch: "e1", BootID: "boot", Now: c.Now, After: c.After, Events: events,
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- loop.Run(ctx) }()
+	<-runtime.asked
+	second := restricted()
+	second.ID = "c2"
+	m.change(func() { m.container = append(m.container, second) })
+	events <- drift.RuntimeEvent{Kind: drift.EventStarted, ContainerID: "c2"}
+	scanned := make(chan agent.View, 1)
+	go func() {
+		view, err := loop.Scan(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		scanned <- view
+	}()
+	// Both are taken while the first question is under way.
+	until(t, "the hint is due", func() bool {
+		c.advance(time.Millisecond)
+		return c.Now().Sub(newClock().now) > 200*time.Millisecond
+	})
+	runtime.answer <- struct{}{}
+	for {
+		select {
+		case <-runtime.asked:
+			runtime.answer <- struct{}{}
+			continue
+		case view := <-scanned:
+			if len(view.Report.Containers) != 2 {
+				t.Errorf("a scan saw %d containers, want 2", len(view.Report.Containers))
+			}
+			cancel()
+			continue
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		break
+	}
+}
+
 // TestLoopSaysThatItsJournalFails, and goes on.
 func TestLoopSaysThatItsJournalFails(t *testing.T) {
 	m, c := newMachine(), newClock()

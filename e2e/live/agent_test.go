@@ -22,19 +22,18 @@ import (
 
 // anAgent is a running `capdrift agent`.
 type anAgent struct {
-	t      *testing.T
+	t      testing.TB
 	config string
 	socket string
 	cmd    *exec.Cmd
 }
 
 // startAgent starts one on the node, with a journal of its own.
-func startAgent(t *testing.T) *anAgent {
+func startAgent(t testing.TB) *anAgent {
 	t.Helper()
-	n := onNode(t)
 	dir := t.TempDir()
 	a := &anAgent{t: t, config: filepath.Join(dir, "agent.yaml"), socket: filepath.Join(dir, "run", "agent.sock")}
-	text := fmt.Sprintf("runtime: {endpoint: %q}\napi: {socket: %q}\njournal: {dir: %q}\n", n.Endpoint(), a.socket, filepath.Join(dir, "journal"))
+	text := fmt.Sprintf("runtime: {endpoint: %q}\napi: {socket: %q}\njournal: {dir: %q}\n", theNode.Endpoint(), a.socket, filepath.Join(dir, "journal"))
 	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -119,6 +118,7 @@ func (a *anAgent) findings(id string) (list []string) {
 // TestAgent: what an exec above the ceiling holds is told without being asked for, stays
 // known when the agent is killed, and is over with its process.
 func TestAgent(t *testing.T) {
+	onNode(t)
 	a := startAgent(t)
 	c := run(t, node.Pod{Security: dropAll()})[0]
 	watched := make(chan string, 1)
