@@ -25,9 +25,6 @@ type configuration struct {
 		DefaultRuntime string `json:"defaultRuntimeName"`
 		Runtimes       map[string]struct {
 			BaseSpec string `json:"baseRuntimeSpec"`
-			Options  struct {
-				BinaryName string `json:"BinaryName"`
-			} `json:"options"`
 		} `json:"runtimes"`
 	} `json:"containerd"`
 }
@@ -53,7 +50,7 @@ func (c *Client) configure(ctx context.Context, runtime *drift.Runtime) {
 	runtime.DefaultHandler = clip(config.Containerd.DefaultRuntime)
 	runtime.Handlers = make(map[string]drift.Handler, len(config.Containerd.Runtimes))
 	for name, handler := range config.Containerd.Runtimes {
-		runtime.Handlers[name] = drift.Handler{BaseSpec: clip(handler.BaseSpec), Binary: clip(handler.Options.BinaryName)}
+		runtime.Handlers[name] = drift.Handler{BaseSpec: clip(handler.BaseSpec)}
 	}
 	if state := filepath.Dir(config.StateDir); runtime.Name == "containerd" && filepath.IsAbs(state) {
 		c.bundles = filepath.Join(state, "io.containerd.runtime.v2.task", criNamespace, "%s", "config.json")

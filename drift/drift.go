@@ -130,7 +130,6 @@ type Runtime struct {
 // Handler is how a runtime is configured to run the pods of a runtime class.
 type Handler struct {
 	BaseSpec string // containerd's base_runtime_spec, a path on the node
-	Binary   string // the OCI runtime it calls, where another than usual is configured
 }
 
 // Container is one container: what was declared for it at each hop and the

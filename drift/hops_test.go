@@ -395,6 +395,13 @@ func TestJoin(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a file that is older than an ephemeral container makes it no stranger", func(t *testing.T) {
+		containers := []drift.Container{container("shop", "web", "u1", "app", noon), container("shop", "web", "u1", "newer", noon)}
+		limits := drift.Join(containers, drift.Pods{Source: "pods.yaml", Specs: []drift.PodSpec{web}})
+		if containers[0].Declared.Pod == nil || containers[1].Unexplained != "" || len(limits) != 1 || !limits[0].Blind {
+			t.Errorf("%+v, %q, %+v", containers[0].Declared.Pod, containers[1].Unexplained, limits)
+		}
+	})
 	t.Run("a source of another cluster makes nobody a stranger", func(t *testing.T) {
 		containers := []drift.Container{container("shop", "web", "u1", "app", noon)}
 		limits := drift.Join(containers, drift.Pods{Source: "API server x", Whole: true, Specs: []drift.PodSpec{spec("a", "b", "c", "", "d")}})

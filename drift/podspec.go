@@ -104,11 +104,14 @@ func Join(containers []Container, pods Pods) []Limit {
 				joined++
 				continue
 			}
-			c.Unexplained = fmt.Sprintf("its pod's spec (%s) has no container of this name", pods.Source)
-			continue
 		}
-		unjoined++
+		if !same || !pods.Whole {
+			unjoined++
+		}
 		switch {
+		case !pods.Whole: // files do not claim to know every pod, nor its newest spec
+		case same:
+			c.Unexplained = fmt.Sprintf("its pod's spec (%s) has no container of this name", pods.Source)
 		case spec == nil:
 			c.Unexplained = fmt.Sprintf("%s knows no such pod", pods.Source)
 		case !c.Created.IsZero() && c.Created.Before(spec.Created):
@@ -126,7 +129,7 @@ func Join(containers []Container, pods Pods) []Limit {
 			containers[i].Unexplained = ""
 		}
 	}
-	why := "none of their pods is among what was read there"
+	why := "they are not among what was read there"
 	if pods.Whole {
 		why = "it knows none of this node's pods; is it the right cluster, and --node-name the node's name there?"
 	}
