@@ -461,6 +461,12 @@ func TestIntruder(t *testing.T) {
 	for _, from := range sources(t) {
 		r := scan(t, from.flags...)
 		found := r.about("unmanaged_container", "victim")
+		if from.name == "a file" { // which may be older than the container, and says so
+			if len(found) > 0 || r.Coverage.Complete {
+				t.Errorf("from %s: %+v, coverage %+v", from.name, found, r.Coverage)
+			}
+			continue
+		}
 		if len(found) != 1 || found[0].ContainerID != stranger.ID || found[0].Cause != "direct_cri_client" || found[0].From != "pod" || found[0].Layer != "cri" {
 			t.Errorf("from %s: %+v", from.name, found)
 		} else if from.name == "the kubelet" && !strings.Contains(found[0].Message, "no container of this name") {
