@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
@@ -102,6 +104,9 @@ func (c *Cluster) startKubelet(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := shareMounts(c.path("kubelet")); err != nil {
+		return fmt.Errorf("share the kubelet's folder: %w", err)
+	}
 	config, err := json.MarshalIndent(c.kubeletConfig(), "", "  ")
 	if err != nil {
 		return err
@@ -180,4 +185,14 @@ func (c *Cluster) kubeletPod(ctx context.Context, namespace, name string) ([]byt
 		}
 	}
 	return nil, false, nil
+}
+
+// shareMounts makes a folder a mount with shared propagation. A kubelet does it itself
+// where it finds none, while it moves a socket into the folder: over the new mount the
+// move fails, and the kubelet ends (pkg/volume/util/hostutil MakeRShared).
+func shareMounts(dir string) error {
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
 }
