@@ -100,6 +100,7 @@ func (m *Members) ask() ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
+	hides := m.reader.hides()
 	a.round++
 	budget := asksACall
 	for _, pid := range all {
@@ -138,6 +139,9 @@ func (m *Members) ask() ([]Change, error) {
 	for _, g := range m.groups {
 		if list := members[g]; len(list) > 0 || m.tree.exists(g.directory()) {
 			slices.Sort(list)
+			if hides { // who is not listed has ended, or is hidden: nobody says that he is gone
+				g.known = slices.DeleteFunc(g.known, func(pid int) bool { return !has(list, pid) })
+			}
 			if change := g.take(list, m.appear); len(change.Appeared)+len(change.Gone)+change.Missed > 0 {
 				changes = append(changes, change)
 			}

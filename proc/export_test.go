@@ -8,3 +8,6 @@ func (m *Members) Bound(descriptors, appear, text, buffer int) {
 
 // Open tells how many descriptors members reckon with.
 func (m *Members) Open() int { return m.descriptors }
+
+// Steady tells whether a container's lists will not be read while its pulse is what it is.
+func (m *Members) Steady(id string) bool { return m.byID[id] != nil && m.byID[id].steady }

@@ -35,14 +35,8 @@ type listing struct {
 	now  []byte // what a look that is not through with a long list has read of it
 }
 
-const (
-	// lastRead: a read that stops with so much room left has reached the end. The
-	// kernel fills a page or the reader's buffer, and stops short of it by no more
-	// than a line (fs/seq_file.c seq_read_iter).
-	lastRead = 2 << 10
-	// maxList bounds one list, some 150,000 pids.
-	maxList = 1 << 20
-)
+// maxList bounds one list, some 150,000 pids.
+const maxList = 1 << 20
 
 // pass looks at the cgroups of a container, at most maxTurn of them.
 func (m *Members) pass(g *member, budget *int) (changed, ended bool) {

@@ -50,6 +50,8 @@ type Members struct {
 	groups []*member
 	byID   map[string]*member
 	roots  map[string]*member // by the directory in the tree
+	pulses map[string]*pulse  // likewise
+	round  uint32             // of feeling them
 	ended  map[string]bool    // containers whose cgroup was removed, while they are still given
 	start  int                // the group that the next call looks at first
 	late   bool               // a call could not look at all of them
@@ -85,7 +87,8 @@ type place struct {
 // member is one container that is followed.
 type member struct {
 	place
-	id    string
+	id string
+	vital
 	dirs  []*listing // parents before their children; the container's own first
 	turn  int        // which of the others is looked at first
 	known []int      // what was told and is still there, in order
@@ -97,7 +100,7 @@ type member struct {
 
 // Members returns a follower of nothing yet. It keeps files open: close it.
 func (fs *FS) Members() *Members {
-	m := &Members{fs: fs, byID: map[string]*member{}, roots: map[string]*member{}, ended: map[string]bool{},
+	m := &Members{fs: fs, byID: map[string]*member{}, roots: map[string]*member{}, pulses: map[string]*pulse{}, ended: map[string]bool{},
 		most: maxDescriptors, appear: maxAppeared, text: maxText, buf: make([]byte, 32<<10)}
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur/2 < maxDescriptors {
@@ -260,6 +263,7 @@ func (m *Members) add(fresh []*member) {
 				m.cede(outer, g.root)
 			}
 		}
+		m.attach(g)
 		budget := m.text
 		m.enter(g, nil, g.root, &budget)
 		m.settle(g, &budget)
@@ -280,6 +284,7 @@ func (m *Members) cede(g *member, root string) {
 
 // drop stops following a container; the one around it, if any, gets its cgroups.
 func (m *Members) drop(g *member) {
+	m.detach(g)
 	for _, d := range g.dirs {
 		m.shut(d)
 	}
@@ -343,6 +348,16 @@ func (m *Members) limits(lost, scattered []string) []drift.Limit {
 	return list
 }
 
+// Attend has the next call of Changes read the lists of a container, whatever its pulse
+// tells: somebody said that a process came.
+func (m *Members) Attend(containerID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if g := m.byID[containerID]; g != nil {
+		g.steady = false
+	}
+}
+
 // Changes tells what came and went in each container since the last call: nil, and
 // without an allocation, when nothing did. A process that came and went between two
 // calls is never seen.
@@ -361,13 +376,19 @@ func (m *Members) Changes(ctx context.Context) ([]Change, error) {
 	}
 	var changes []Change
 	var over []*member
+	m.round++
 	budget, at := m.text, 0
 	for ; at < len(m.groups) && budget > 0; at++ {
 		g := m.groups[(m.start+at)%len(m.groups)]
-		changed, ended := m.pass(g, &budget)
-		if !changed && !ended && !g.stale {
+		if m.still(g) {
 			continue
 		}
+		changed, ended := m.pass(g, &budget)
+		if !changed && !ended && !g.stale {
+			g.listedInFull()
+			continue
+		}
+		g.steady = false
 		change := m.differ(g, ended, &budget)
 		if change.Ended {
 			over = append(over, g)

@@ -523,6 +523,51 @@ func TestMembersByAsking(t *testing.T) {
 	}
 }
 
+// TestMembersByAskingUnderHidepid: who is hidden is not said to be gone, nor is who ends
+// meanwhile, until it is seen that he has.
+func TestMembersByAskingUnderHidepid(t *testing.T) {
+	p := draw(t, "v2")
+	p.write("proc/self/status", string(p.capture("default", "status")))
+	p.cgroup("x/"+idA, 0, 0)
+	p.cgroup("x/reader", os.Getpid())
+	p.write("proc/self/cgroup", "0::/\n")
+	p.write("proc/1/cgroup", "0::/../../init.scope\n")
+	a := drift.Container{ID: idA, CgroupPath: "/x/" + idA}
+	for _, pid := range []int{10, 11, 12} {
+		p.process(pid, "default", "/../"+idA)
+	}
+	a.Processes = []drift.Process{{PID: 10}, {PID: 11}, {PID: 12}}
+	m := members(t, proc.New(p.root, proc.Options{}))
+	m.Follow([]drift.Container{a})
+	move := func(from, to string) {
+		if err := os.Rename(filepath.Join(p.root, from), filepath.Join(p.root, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"at first", func() {}, ""},
+		{"pid 1 and two more are hidden", func() { move("proc/1", "one"); move("proc/11", "eleven"); p.remove("proc/12") }, ""},
+		{"another starts, in sight", func() { p.process(13, "default", "/../"+idA) }, "A +13"},
+		{"they are seen again, but for the one that has ended", func() { move("one", "proc/1"); move("eleven", "proc/11") }, "A +11"},
+		{"one ends in sight", func() { p.remove("proc/11") }, "A -11"},
+		{"its container ends out of sight", func() {
+			move("proc/1", "one")
+			p.remove("proc/10")
+			p.remove("proc/13")
+			p.remove("sys/fs/cgroup/x/" + idA)
+		}, "A -10 -13 ended"},
+	} {
+		step.do()
+		if got := changed(t, m); got != step.want {
+			t.Errorf("%s: %q, want %q", step.what, got, step.want)
+		}
+	}
+}
+
 func TestMembersByAskingAreBounded(t *testing.T) {
 	p := draw(t, "v2")
 	p.write("proc/self/status", string(p.capture("default", "status")))

@@ -206,7 +206,14 @@ func (fs *FS) look(r *reader) (look, error) {
 	if l.uptime, err = parseUptime(text); err != nil {
 		return look{}, locate(err, fs.proc+"/uptime")
 	}
-	l.foreign = r.foreign()
+	l.foreign, l.hides = r.foreign(), r.hides()
 	l.node, l.inodes, _, err = fs.firstUserNamespace(r)
 	return l, err
+}
+
+// hides tells whether this /proc keeps processes from the reader, as with hidepid:
+// pid 1 is always there, and nobody who sees less than all sees it.
+func (r *reader) hides() bool {
+	_, err := r.statusOf("1")
+	return err != nil
 }

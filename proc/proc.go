@@ -49,6 +49,9 @@ type Options struct {
 	// LeadersOnly is for a sweep that is not asked for threads: that it reads none
 	// is then no limit.
 	LeadersOnly bool
+	// Readers is how many processes are read at the same time; as many as there are
+	// cores when 0. One is the cheapest, by a sixth.
+	Readers int
 }
 
 // FS is a root directory under which a node's /proc and /sys/fs/cgroup are found.
@@ -56,15 +59,26 @@ type Options struct {
 type FS struct {
 	proc, cgroup string
 	options      Options
-	sweeps       atomic.Uint32 // turns which threads a budget too small for all reads
-	births       atomic.Pointer[map[int]birth]
-	places       atomic.Pointer[map[string]place] // where the last sweep found each container
+	*memory
+}
+
+// memory is what one sweep leaves for the next.
+type memory struct {
+	sweeps atomic.Uint32 // turns which threads a budget too small for all reads
+	births atomic.Pointer[births]
+	places atomic.Pointer[map[string]place] // where the last sweep found each container
 }
 
 // New returns the trees below root: "/" for the machine itself, "/host" where a
 // pod mounts the node's trees as /host/proc and /host/sys/fs/cgroup.
 func New(root string, o Options) *FS {
-	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o}
+	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, memory: new(memory)}
+}
+
+// With returns the same trees to be read in another way. What is known of the
+// processes by the one is known to the other.
+func (fs *FS) With(o Options) *FS {
+	return &FS{proc: fs.proc, cgroup: fs.cgroup, options: o, memory: fs.memory}
 }
 
 // outcome sorts a system call's error into what it means for a process: ENOENT

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -27,7 +29,8 @@ type look struct {
 	// __cgroup_procs_show, task_pid_vnr): not those of this /proc. What is in which
 	// cgroup is then told by /proc/PID/cgroup alone.
 	foreign bool
-	births  map[int]birth // of processes that were read before, by pid
+	hides   bool   // not even pid 1 is visible: who is not listed in this /proc may be there
+	births  births // of processes that were read before
 }
 
 // birth is the start time of a process and the inode by which it is known again.
@@ -37,9 +40,24 @@ type look struct {
 // through 32 bits (fs/inode.c get_next_ino); the time of the inode's making, which
 // procfs never changes, tells apart what bears the same number a round later.
 type birth struct {
-	inode uint64
-	made  unix.Timespec
-	start uint64
+	pid       int
+	inode     uint64
+	made      unix.Timespec
+	start     uint64
+	namespace *drift.UserNamespace // that it was in when it was read, nil if its inode was read; shared by many
+	caps      capdecode.Sets       // that it had then
+	known     bool                 // it was read by an earlier sweep
+}
+
+// births are in the order of their pids: a map of them would be three times as large.
+type births []birth
+
+func (b births) of(pid int) (birth, bool) {
+	at, ok := slices.BinarySearchFunc(b, pid, func(each birth, pid int) int { return each.pid - pid })
+	if !ok {
+		return birth{}, false
+	}
+	return b[at], true
 }
 
 // process reads one process as one.
@@ -53,6 +71,12 @@ type birth struct {
 // and the same process in between, and whatever was looked up by path in that time
 // is of that process too. execve(2) in a thread hands the leader's struct pid and
 // start time over (fs/exec.c de_thread): it stays the same process.
+//
+// Who enters a user namespace holds everything in it and nothing outside, at once
+// (kernel/user_namespace.c set_cred_user_ns), and nobody enters one above his own,
+// where he holds nothing (userns_install). So a process of the same sets as before is
+// where it was, or further down and has lowered them again; its maps are not read anew,
+// which would be half of what it costs.
 func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
 	status, err := r.openStatus(pid)
 	if err != nil {
@@ -63,8 +87,21 @@ func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
 	if err != nil {
 		return drift.Process{}, birth{}, err
 	}
-	namespace, err := r.userNamespace(l, pid)
+	var namespace drift.UserNamespace
 	s, statusErr := r.status(status, pid)
+	if statusErr == nil && (l.inodes || born.namespace == nil || born.caps != s.Caps) {
+		before := s.Caps
+		namespace, err = r.userNamespace(l, pid)
+		if statusErr = r.rewind(status, pid); statusErr == nil {
+			s, statusErr = r.status(status, pid)
+		}
+		born.namespace, born.caps = nil, s.Caps
+		if before == s.Caps { // or it entered another one meanwhile, perhaps
+			born.namespace = r.share(namespace)
+		}
+	} else if statusErr == nil {
+		namespace = *born.namespace
+	}
 	switch {
 	case statusErr != nil:
 		return drift.Process{}, birth{}, statusErr // if it has ended, that is why the rest failed
@@ -90,8 +127,8 @@ func (r *reader) born(l *look, pid, status int) (birth, error) {
 	if err := unix.Fstat(status, &st); err != nil {
 		return birth{}, outcome(r.of(pid, "status"), err)
 	}
-	b := birth{inode: st.Ino, made: st.Ctim}
-	if known, ok := l.births[pid]; ok && known.inode == b.inode && known.made == b.made {
+	b := birth{pid: pid, inode: st.Ino, made: st.Ctim}
+	if known, ok := l.births.of(pid); ok && known.inode == b.inode && known.made == b.made {
 		return known, nil
 	}
 	text, err := r.file(r.proc, r.of(pid, "stat"))
@@ -122,6 +159,14 @@ func (r *reader) status(fd, pid int) (Status, error) {
 		return Status{}, locate(err, r.of(pid, "status"))
 	}
 	return s, nil
+}
+
+// rewind has an open status file told anew.
+func (r *reader) rewind(fd, pid int) error {
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+		return outcome(r.of(pid, "status"), err)
+	}
+	return nil
 }
 
 // readError is the outcome of a read that failed.
@@ -177,6 +222,21 @@ func (r *reader) userNamespace(l *look, pid int) (drift.UserNamespace, error) {
 		r.namespaces[u.Inode] = u
 	}
 	return u, nil
+}
+
+// share returns where a namespace that is told by its maps is kept once for all who
+// are in it; nil for others.
+func (r *reader) share(u drift.UserNamespace) *drift.UserNamespace {
+	if u.Inode != 0 || len(u.UIDMap) == 0 || len(u.GIDMap) == 0 {
+		return nil
+	}
+	for _, known := range r.shared[&u.UIDMap[0]] {
+		if slices.Equal(known.GIDMap, u.GIDMap) && slices.Equal(known.ProjectIDMap, u.ProjectIDMap) {
+			return known
+		}
+	}
+	r.shared[&u.UIDMap[0]] = append(r.shared[&u.UIDMap[0]], &u)
+	return &u
 }
 
 // inode reads a link of PID/ns, "user:[4026531837]"; 0 when it may not be read.

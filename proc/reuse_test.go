@@ -44,7 +44,7 @@ func TestOpenFilesKnowTheirProcess(t *testing.T) {
 	}
 	// Known again, and its stat not asked: the wrong start time comes back.
 	born.start++
-	l.births = map[int]birth{pid: born}
+	l.births = births{born}
 	if again, _, err := r.process(&l, pid); err != nil || again.StartTime != p.StartTime+1 {
 		t.Errorf("known from before: %+v, %v", again, err)
 	}

@@ -27,8 +27,9 @@ import (
 //   - from the cgroup, and all cgroups below, to the pids;
 //   - from each pid to the process, and for the processes that are left over to
 //     whether they live in a container nobody gave;
-//   - back to the cgroups: a process that is no longer listed there has ended or
-//     moved, and its pid may mean another, so what was read of it is dropped.
+//   - back to the cgroups of those that no sweep had read before: a process that is
+//     no longer listed there has ended or moved, and its pid may mean another, so what
+//     was read of it is dropped.
 //
 // Containers keep their order; those that were not given come after them.
 func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sweep, error) {
@@ -38,7 +39,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	}
 	defer unix.Close(dir)
 	s := &sweep{ctx: ctx, turn: fs.sweeps.Add(1) - 1, budget: fs.options.Threads}
-	for range runtime.GOMAXPROCS(0) {
+	for range cmp.Or(fs.options.Readers, runtime.GOMAXPROCS(0)) {
 		s.readers = append(s.readers, newReader(dir))
 	}
 	if s.look, err = fs.look(s.readers[0]); err != nil {
@@ -68,6 +69,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		}
 	}
 	if onProcfs(dir) {
+		slices.SortFunc(s.births, func(a, b birth) int { return a.pid - b.pid })
 		fs.births.Store(&s.births)
 	}
 	out := s.result()
@@ -92,7 +94,7 @@ type sweep struct {
 	namespaceRoot string      // of the reader's cgroup namespace
 	unrooted      atomic.Bool // it could not be found
 
-	births  map[int]birth    // of the processes that were read, for the next sweep
+	births  births           // of the processes that were read, for the next sweep
 	places  map[string]place // of the containers, by their id, for who follows them
 	threads drift.ThreadCoverage
 	limits  []drift.Limit
@@ -106,6 +108,7 @@ type group struct {
 	alone     bool // the cgroups below its own are not its
 	scattered bool // some processes of a cgroup, not all of it
 	guess     bool // it is a container's only if a given one is found to be it
+	unknown   bool // some of its processes were not read by an earlier sweep
 	hierarchy hierarchy
 	root      string // "" when no cgroup was found
 	pids      []int
@@ -409,7 +412,9 @@ func (s *sweep) cgroupTold(r *reader, process string) string {
 // pid 1, and all else outside, at "/../..", and itself at "/"; where in the tree
 // that is, only the tree tells, by the cgroup that lists the reader.
 func (s *sweep) cgroupNamespaceRoot(r *reader) string {
-	if !strings.HasPrefix(s.cgroupTold(r, "1")+"/", "/../") {
+	// Where pid 1 is hidden, whether there is such a namespace is not known: then the
+	// tree tells that too.
+	if !r.hides() && !strings.HasPrefix(s.cgroupTold(r, "1")+"/", "/../") {
 		return "/"
 	}
 	own, me := "", os.Getpid() // cgroup.procs speaks of the reader's own pid namespace
@@ -467,12 +472,22 @@ func (s *sweep) read() error {
 		}
 	}
 	type reading struct {
+		process      *drift.Process
 		born         birth
 		err          error
 		apart, stray bool // in a pid namespace below; in no group yet
 		cgroup       string
 	}
-	readings, processes := make([]reading, len(pids)), make([]drift.Process, len(pids))
+	readings := make([]reading, len(pids))
+	start := 0
+	for at, g := range s.groups {
+		// An array for each, which is all that who keeps a container of this sweep keeps.
+		g.processes = make([]drift.Process, ends[at]-start)
+		for i := range g.processes {
+			readings[start+i].process = &g.processes[i]
+		}
+		start = ends[at]
+	}
 	err := s.parallel(len(pids), func(r *reader, i int) {
 		o := &readings[i]
 		if i >= members {
@@ -484,9 +499,9 @@ func (s *sweep) read() error {
 			if _, _, container := outermostContainer(o.cgroup); !o.apart && !container && s.lister(o.cgroup) == nil {
 				return
 			}
-			o.stray = true
+			o.stray, o.process = true, new(drift.Process)
 		}
-		processes[i], o.born, o.err = r.process(&s.look, pids[i])
+		*o.process, o.born, o.err = r.process(&s.look, pids[i])
 		if o.stray && o.cgroup != s.cgroupOf(r, pids[i]) {
 			o.err = ErrVanished // or moved, and which process was where is not known
 		}
@@ -494,20 +509,19 @@ func (s *sweep) read() error {
 	if err != nil {
 		return err
 	}
-	s.births = make(map[int]birth, members)
-	start := 0
+	s.births = make(births, 0, members)
+	start = 0
 	for at, g := range s.groups {
-		// What was read of a group closes ranks where it lies.
-		g.processes = processes[start:start:ends[at]]
+		g.processes = g.processes[:0] // what was read closes ranks where it lies
 		for ; start < ends[at]; start++ {
-			s.take(g, pids[start], processes[start], readings[start].born, readings[start].err)
+			s.take(g, pids[start], readings[start].process, readings[start].born, readings[start].err)
 		}
 	}
 	unknown := 0
 	for i := members; i < len(pids); i++ {
 		switch o := readings[i]; {
 		case o.stray:
-			s.take(s.home(o.cgroup), pids[i], processes[i], o.born, o.err)
+			s.take(s.home(o.cgroup), pids[i], o.process, o.born, o.err)
 		case o.err != nil && !errors.Is(o.err, ErrVanished):
 			unknown++
 		}
@@ -519,14 +533,16 @@ func (s *sweep) read() error {
 }
 
 // take puts what was read of a process into its group.
-func (s *sweep) take(g *group, pid int, p drift.Process, born birth, err error) {
+func (s *sweep) take(g *group, pid int, p *drift.Process, born birth, err error) {
 	switch {
 	case g.silent, errors.Is(err, errSkip):
 	case err != nil:
 		g.failures = append(g.failures, failure{pid, err})
 	default:
-		g.processes = append(g.processes, p)
-		s.births[pid] = born
+		g.processes = append(g.processes, *p)
+		g.unknown = g.unknown || !born.known
+		born.known = true
+		s.births = append(s.births, born)
 	}
 }
 
@@ -579,7 +595,7 @@ func (s *sweep) home(cgroup string) *group {
 func (s *sweep) verify() error {
 	return s.parallel(len(s.groups), func(r *reader, i int) {
 		g := s.groups[i]
-		if s.look.foreign || g.scattered || g.silent || len(g.processes)+len(g.failures) == 0 {
+		if s.look.foreign || g.scattered || g.silent || !g.unknown && len(g.failures) == 0 {
 			return
 		}
 		listed, _, problems := s.list(r, g)
@@ -673,11 +689,36 @@ func (s *sweep) result() drift.Sweep {
 			out.Processes.Unreadable += len(g.failures)
 		}
 	}
+	s.unidentified(out.Containers)
 	if s.unrooted.Load() {
 		s.blind("where in the tree some cgroups are", "this program runs in a cgroup namespace, and its own cgroup was not found below "+s.tree.root)
 	}
 	out.Limits = s.limits
 	return out
+}
+
+// unidentified says whose user namespace has an inode that may not be read although
+// this reader has CAP_SYS_PTRACE: a security module may refuse it all the same, as
+// AppArmor does to one confined by a container's profile, for all that is not
+// (security/apparmor/lsm.c apparmor_ptrace_access_check).
+func (s *sweep) unidentified(containers []drift.Container) {
+	if !s.look.inodes || s.readers[0].inode("self/ns/user") == 0 { // then the kernel has none
+		return
+	}
+	n := 0
+	for _, c := range containers {
+		for i := range c.Processes {
+			if c.Processes[i].UserNamespace.Inode == 0 {
+				n++
+			}
+		}
+	}
+	if n > 0 {
+		s.limits = append(s.limits, drift.Limit{
+			What: fmt.Sprintf("the identity of the user namespaces of %d processes", n),
+			Why:  "their /ns/user may not be read although CAP_SYS_PTRACE is held, so they are judged by their maps; a security module refuses it, such as AppArmor where it confines this program: run it unconfined",
+		})
+	}
 }
 
 // judge says how much of a container was seen.
@@ -698,6 +739,9 @@ func (s *sweep) judge(g *group) {
 		}
 		g.problems = append(g.problems, fmt.Sprintf("%d of its %d processes could not be read, process %d for one: %v",
 			len(g.failures), len(g.failures)+len(g.processes), first.pid, first.err))
+	}
+	if s.look.foreign && s.look.hides {
+		g.problems = append(g.problems, "some of its processes may be hidden in /proc, as with hidepid, and in this pid namespace cgroup.procs does not tell of them; run in the node's (hostPID: true)")
 	}
 	if g.root != "" && g.given {
 		if lost := s.lostInit(g); lost != "" {

@@ -528,6 +528,32 @@ func TestUserNamespaceByInode(t *testing.T) {
 	if u := members[1].UserNamespace; u.Inode != 4026532999 || u.UIDMap == nil || len(u.UIDMap) != 0 {
 		t.Errorf("%+v", u)
 	}
+	// One that may not be read, of a kernel that has them, is said.
+	said := func(readable string) (whats []string) {
+		_ = os.RemoveAll(filepath.Join(p.root, "proc/self"))
+		p.write("proc/self/status", string(p.capture("default", "status")))
+		for _, link := range []string{readable, "proc/11/ns/user"} {
+			name := filepath.Join(p.root, link)
+			_ = os.Remove(name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.Symlink("user:[4026532999]", name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, l := range p.sweep(proc.Options{}, drift.Container{ID: idA, CgroupPath: "/x/" + idA}).Limits {
+			whats = append(whats, l.What)
+		}
+		return whats
+	}
+	if got := said("proc/self/ns/user"); got != nil {
+		t.Errorf("limits %q", got)
+	}
+	p.remove("proc/10/ns")
+	if got := said("proc/self/ns/user"); !slices.Equal(got, []string{"the identity of the user namespaces of 1 processes"}) {
+		t.Errorf("limits %q", got)
+	}
+	if got := said("elsewhere"); got != nil {
+		t.Errorf("limits of a kernel without user namespaces %q", got)
+	}
 }
 
 func TestNode(t *testing.T) {
@@ -632,6 +658,30 @@ func TestForeignPIDs(t *testing.T) {
 	_, limits, err := proc.New(p.root, proc.Options{}).Node()
 	if err != nil || !slices.ContainsFunc(limits, func(l drift.Limit) bool { return strings.Contains(l.Why, "hostPID") }) {
 		t.Errorf("%+v, %v", limits, err)
+	}
+}
+
+// TestForeignPIDsUnderHidepid is such a pod, from which /proc hides pid 1, 11 and 20: nothing
+// but that tells it that there is more, and it still knows whose the others are.
+func TestForeignPIDsUnderHidepid(t *testing.T) {
+	p := draw(t, "v2")
+	p.write("proc/self/status", string(p.capture("default", "status")))
+	p.cgroup("x/"+idA, 0, 0)
+	p.cgroup("x/"+idB, 0)
+	p.cgroup("x/reader", os.Getpid())
+	p.write("proc/self/cgroup", "0::/\n")
+	if err := os.RemoveAll(filepath.Join(p.root, "proc/1")); err != nil {
+		t.Fatal(err)
+	}
+	p.process(10, "default", "/../"+idA)
+	sweep := p.sweep(proc.Options{}, drift.Container{ID: idA, CgroupPath: "/x/" + idA}, drift.Container{ID: idB, CgroupPath: "/x/" + idB})
+	if got := tell(sweep); !slices.Equal(got, []string{"A partial 10", "B unreadable"}) {
+		t.Errorf("%q", got)
+	}
+	for _, c := range sweep.Containers {
+		if !strings.Contains(c.Reason, "hidepid") {
+			t.Errorf("%s: %s", told(c), c.Reason)
+		}
 	}
 }
 

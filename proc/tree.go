@@ -210,18 +210,18 @@ func (r *reader) procs(tree int, file string, list []int) (pids []int, zeros int
 		if err != nil {
 			return list, 0, err
 		}
-		if n == 0 {
-			if kept > 0 {
-				return list, 0, &MalformedError{File: file, What: "cut in the middle of a line"}
-			}
-			return pids, zeros, nil
-		}
+		end := n < min(lastRead, len(r.buf)-kept)
 		var more int
 		var rest []byte
 		if pids, more, rest, err = parsePIDs(pids, r.buf[:kept+n]); err != nil {
 			return list, 0, err
 		}
 		zeros += more
-		kept = copy(r.buf, rest)
+		switch kept = copy(r.buf, rest); {
+		case end && kept > 0:
+			return list, 0, &MalformedError{File: file, What: "cut in the middle of a line"}
+		case end:
+			return pids, zeros, nil
+		}
 	}
 }
