@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/containerd/containerd/api/services/namespaces/v1"
@@ -46,9 +47,17 @@ func (c *Client) unmanaged(ctx context.Context, explained map[string]bool) ([]*s
 	var subjects []*subject
 	var limits []drift.Limit
 	for _, namespace := range answer.GetNamespaces() {
+		if namespace.GetName() == criNamespace && c.starts.none() {
+			continue
+		}
 		found, err := c.tasks(ctx, namespace.GetName())
-		if namespace.GetName() == criNamespace && err == nil {
-			found, err = c.unexplained(ctx, found, explained)
+		if namespace.GetName() == criNamespace {
+			if err == nil {
+				found, err = c.unexplained(ctx, found, explained)
+			}
+			if err != nil || len(found) > 0 {
+				c.starts.noted() // there is something to be told each time
+			}
 		}
 		if err != nil {
 			limits = append(limits, drift.Limit{
@@ -59,6 +68,42 @@ func (c *Client) unmanaged(ctx context.Context, explained map[string]bool) ([]*s
 		subjects = append(subjects, found...)
 	}
 	return subjects, limits
+}
+
+// starts tells whether a task can have started in the CRI's namespace since none was
+// found that the CRI does not explain. For each task that is listed containerd asks its
+// shim, which costs the node more than all else that we ask; so while containerd's
+// events are heard and tell of none, they are listed at every sixth time alone.
+type starts struct {
+	mu     sync.Mutex
+	heard  bool // events are
+	since  bool // something started, or may have
+	passed int  // how often they were not listed
+}
+
+// none tells whether there is nothing to list. Else they are listed now, and what
+// starts from here on counts.
+func (s *starts) none() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.heard && !s.since && s.passed < 5 {
+		s.passed++
+		return true
+	}
+	s.since, s.passed = false, 0
+	return false
+}
+
+func (s *starts) noted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.since = true
+}
+
+func (s *starts) hear(heard bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard, s.since = heard, true
 }
 
 // tasks lists the containers of a namespace that have a running program, paused

@@ -86,6 +86,8 @@ type Client struct {
 	parallel int
 	passed   []drift.Limit // further runtimes on this node, which are not asked
 
+	starts starts // of tasks in the CRI's namespace
+
 	mu      sync.Mutex
 	bundles string           // where the bundles' config.json are, %s for the id; empty when not known
 	large   sync.Mutex       // held by the one status call that may be large

@@ -1,7 +1,6 @@
 package cri_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/types/task"
+	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -24,30 +24,8 @@ import (
 	"github.com/capdrift/capdrift/drift"
 )
 
-// TestMain fails when the tests, which close what they open, leave a goroutine
-// of a client or a fake behind.
-func TestMain(m *testing.M) {
-	code := m.Run()
-	left := func() string {
-		stacks := make([]byte, 1<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		for stack := range bytes.SplitSeq(stacks, []byte("\n\n")) {
-			if bytes.Contains(stack, []byte("google.golang.org/grpc")) || bytes.Contains(stack, []byte("capdrift/cri.")) {
-				return string(stack)
-			}
-		}
-		return ""
-	}
-	stack := left()
-	for until := time.Now().Add(10 * time.Second); stack != "" && time.Now().Before(until); stack = left() {
-		runtime.Gosched()
-	}
-	if stack != "" && code == 0 {
-		fmt.Fprintln(os.Stderr, "a goroutine is left behind:\n"+stack)
-		code = 1
-	}
-	os.Exit(code)
-}
+// TestMain fails when a test leaves a goroutine of a client or a fake behind.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func captures(runtime string) string { return filepath.Join("..", "testdata", "captures", runtime) }
 

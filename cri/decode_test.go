@@ -320,3 +320,24 @@ func FuzzSecrets(f *testing.F) {
 		}
 	})
 }
+
+// TestConfigBesideCapabilities: an absent type of seccomp profile is the first of
+// its kinds, and an absent profile is none.
+func TestConfigBesideCapabilities(t *testing.T) {
+	for security, want := range map[string]string{
+		`{}`:                                    "none false",
+		`{"seccomp":{},"readonly_rootfs":true}`: "RuntimeDefault true",
+		`{"seccomp":{"profile_type":1}}`:        "Unconfined false",
+		`{"seccomp":{"profile_type":2,"localhost_ref":"/p/audit.json"}}`: "Localhost false",
+		`{"seccomp":{"profile_type":3}}`:                                 "3 false",
+	} {
+		layer, err := DecodeContainerConfig([]byte(`{"linux":{"security_context":` + security + `}}`))
+		profile := "none"
+		if layer.SeccompProfile != nil {
+			profile = *layer.SeccompProfile
+		}
+		if got := fmt.Sprint(profile, " ", layer.ReadOnlyRootFilesystem); err != nil || got != want {
+			t.Errorf("%s is read as %s, %v; want %s", security, got, err, want)
+		}
+	}
+}

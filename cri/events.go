@@ -123,6 +123,9 @@ var errSilent = errors.New("the runtime tells no events")
 
 // listen subscribes again and again.
 func (c *Client) listen(ctx context.Context, q *queue) {
+	connected, stop := context.WithCancel(ctx)
+	defer stop()
+	go c.keepConnected(connected)
 	wait := firstWait
 	for ctx.Err() == nil {
 		err := c.subscribe(ctx, q, func() { wait = firstWait })
@@ -142,6 +145,19 @@ func (c *Client) listen(ctx context.Context, q *queue) {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+		}
+	}
+}
+
+// keepConnected has the connection made again as soon as it is idle. A stream that
+// waits for it, because the runtime went away as it was opened, does not see to that.
+func (c *Client) keepConnected(ctx context.Context) {
+	for state := c.conn.GetState(); state != connectivity.Shutdown; state = c.conn.GetState() {
+		if state == connectivity.Idle {
+			c.conn.Connect()
+		}
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return
 		}
 	}
 }
@@ -171,6 +187,8 @@ func (c *Client) subscribeContainerd(ctx context.Context, q *queue, heard func()
 	if err != nil {
 		return c.broken("events.Subscribe", err)
 	}
+	c.starts.hear(true)
+	defer c.starts.hear(false)
 	q.state(Event{Kind: Connected})
 	for {
 		envelope, err := stream.Recv()
@@ -180,6 +198,9 @@ func (c *Client) subscribeContainerd(ctx context.Context, q *queue, heard func()
 		heard()
 		if event, ok := decodeEvent(envelope.GetEvent()); ok {
 			event.Namespace = clip(envelope.GetNamespace())
+			if event.Kind == ContainerCreated || event.Kind == Started {
+				c.starts.noted()
+			}
 			q.put(event)
 		}
 	}

@@ -2,11 +2,13 @@ package cri_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types/task"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/capdrift/capdrift/cri"
 	"github.com/capdrift/capdrift/cri/fake"
+	"github.com/capdrift/capdrift/drift"
 )
 
 // next takes one event; a test that waits for ever ends by its deadline.
@@ -209,5 +212,36 @@ func TestEventsEnd(t *testing.T) {
 	}
 	for e := range events {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestTasksAreListedWhenSomethingStarted, and at every sixth time; and always where no
+// events are heard.
+func TestTasksAreListedWhenSomethingStarted(t *testing.T) {
+	server, client := serve(t, one(t, "default"))
+	server.Update(func(n *fake.Node) { n.Tasks["k8s.io"] = nil })
+	lists := func(times int) int {
+		before := server.Count("tasks.List")
+		for range times {
+			inventory(t, client)
+		}
+		return server.Count("tasks.List") - before
+	}
+	if n := lists(3); n != 3 {
+		t.Errorf("%d lists of 3 while no events are heard", n)
+	}
+	events := listening(t, server, client)
+	if n := lists(12); n != 2 {
+		t.Errorf("%d lists of 12 while nothing starts, want 2", n)
+	}
+	server.Emit("k8s.io", "/tasks/start", &eventsapi.TaskStart{ContainerID: "stranger", Pid: 7})
+	next(t, events)
+	server.Update(func(n *fake.Node) {
+		n.Tasks["k8s.io"] = append(n.Tasks["k8s.io"], &fake.Task{ID: "stranger", PID: 7, Status: task.Status_RUNNING})
+	})
+	for range 3 { // and it is in each inventory
+		if got := inventory(t, client); !slices.ContainsFunc(got.Containers, func(c drift.Container) bool { return c.ID == "stranger" }) {
+			t.Errorf("the stranger is not among %d containers", len(got.Containers))
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/capdrift/capdrift/drift"
@@ -47,7 +48,7 @@ type info struct {
 	RuntimeSpec    *spec      `json:"runtimeSpec"`
 }
 
-// config is the part of the CRI ContainerConfig that decides capabilities.
+// config is the part of the CRI ContainerConfig that decides privileges.
 // False, zero and empty fields are absent from it.
 type config struct {
 	Linux struct {
@@ -67,6 +68,10 @@ type config struct {
 					Mode int `json:"mode"` // absent for POD, which is a namespace of its own; NODE is 2
 				} `json:"userns_options"`
 			} `json:"namespace_options"`
+			Seccomp *struct {
+				Type int `json:"profile_type"` // absent for RuntimeDefault
+			} `json:"seccomp"`
+			ReadOnlyRootFilesystem bool `json:"readonly_rootfs"`
 		} `json:"security_context"`
 	} `json:"linux"`
 }
@@ -79,12 +84,30 @@ func (f *facts) layer(c *config) *drift.CRI {
 		Drop:       f.bound(security.Capabilities.Drop, maxDeclared, "dropped capabilities of the CRI config"),
 		AddAmbient: f.bound(security.Capabilities.AddAmbient, maxDeclared, "ambient capabilities of the CRI config"),
 		Privileged: security.Privileged, NoNewPrivileges: security.NoNewPrivileges,
-		UserNamespace: security.NamespaceOptions.UserNamespace != nil && security.NamespaceOptions.UserNamespace.Mode == 0,
+		UserNamespace:          security.NamespaceOptions.UserNamespace != nil && security.NamespaceOptions.UserNamespace.Mode == 0,
+		ReadOnlyRootFilesystem: security.ReadOnlyRootFilesystem,
 	}
 	if security.RunAsUser != nil {
 		layer.RunAsUser = &security.RunAsUser.Value
 	}
+	if security.Seccomp != nil {
+		layer.SeccompProfile = new(seccompProfile(security.Seccomp.Type))
+	}
 	return &layer
+}
+
+// seccompProfile names a type of profile as a pod spec does; SecurityProfile of
+// the CRI.
+func seccompProfile(profileType int) string {
+	switch profileType {
+	case 0:
+		return "RuntimeDefault"
+	case 1:
+		return "Unconfined"
+	case 2:
+		return "Localhost"
+	}
+	return strconv.Itoa(profileType) // newer than this table
 }
 
 // DecodeContainerConfig reads a CRI ContainerConfig in JSON, as crictl takes it
