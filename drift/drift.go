@@ -178,7 +178,7 @@ type Declared struct {
 	Bundle *OCI `json:"bundle"`
 }
 
-// CRI is the part of the CRI ContainerConfig that decides capabilities, as
+// CRI is the part of the CRI ContainerConfig that decides privileges, as
 // written (k8s.io/cri-api, LinuxContainerSecurityContext).
 type CRI struct {
 	Add             []string `json:"add"`
@@ -188,6 +188,9 @@ type CRI struct {
 	NoNewPrivileges bool     `json:"noNewPrivileges"`
 	RunAsUser       *int64   `json:"runAsUser"` // nil where a user's name, or nothing, is given
 	UserNamespace   bool     `json:"userNamespace"`
+	// What follows decides no capability, and is not held against the pod spec.
+	SeccompProfile         *string `json:"seccompProfile"` // RuntimeDefault, Localhost, Unconfined; nil where none is given
+	ReadOnlyRootFilesystem bool    `json:"readOnlyRootFilesystem"`
 }
 
 // OCI is the part of the OCI runtime spec that decides capabilities.

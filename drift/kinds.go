@@ -31,6 +31,15 @@ const (
 	Redundant      Kind = "redundant"       // a list entry that changes nothing; of predictions only
 )
 
+// Kinds lists all of them.
+func Kinds() []Kind {
+	return []Kind{
+		BoundingExcess, PermittedExcess, InheritableExcess, ThreadExcess, UsernsEscape, NNPMissing, BecameRoot, NestedUserns,
+		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable,
+		CRIMismatch, OCIMismatch, DropIgnored, AddIgnored, UnknownName, IneffectiveAdd, Redundant,
+	}
+}
+
 // Cause says why a hop changed a declaration, where that is known.
 type Cause string
 

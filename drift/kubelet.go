@@ -7,7 +7,8 @@ import "slices"
 // pkg/securitycontext/util.go of Kubernetes 1.36.
 //
 // Lists are copied as they are written: no name is checked, no case or prefix
-// changed. Without runAsUser the image decides, and RunAsUser is nil here.
+// changed. Without runAsUser the image decides, and RunAsUser is nil here; without a
+// seccomp profile the kubelet's seccompDefault does, and SeccompProfile is nil.
 func Kubelet(pod PodSecurity) CRI {
 	return CRI{
 		Add:        pod.Add,
@@ -17,6 +18,9 @@ func Kubelet(pod PodSecurity) CRI {
 		NoNewPrivileges: pod.AllowPrivilegeEscalation != nil && !*pod.AllowPrivilegeEscalation,
 		RunAsUser:       pod.RunAsUser,
 		UserNamespace:   pod.HostUsers != nil && !*pod.HostUsers,
+		SeccompProfile:  pod.SeccompProfile,
+		// ReadOnlyRootFilesystem: nothing said means that it can be written to.
+		ReadOnlyRootFilesystem: pod.ReadOnlyRootFilesystem != nil && *pod.ReadOnlyRootFilesystem,
 	}
 }
 

@@ -37,7 +37,7 @@ type PodContainer struct {
 }
 
 // PodSecurity is the part of a pod spec that decides one container's
-// capabilities, as written; what the container does not say for itself is taken
+// privileges, as written; what the container does not say for itself is taken
 // from its pod. Source: k8s.io/api core/v1 SecurityContext, PodSecurityContext.
 type PodSecurity struct {
 	Role                     Role     `json:"role"`
@@ -48,8 +48,19 @@ type PodSecurity struct {
 	RunAsUser                *int64   `json:"runAsUser"`
 	RunAsNonRoot             bool     `json:"runAsNonRoot"`
 	HostUsers                *bool    `json:"hostUsers"`
+	SeccompProfile           *string  `json:"seccompProfile"` // its type, as written: RuntimeDefault, Localhost, Unconfined
+	ReadOnlyRootFilesystem   *bool    `json:"readOnlyRootFilesystem"`
+	PodLevel                 PodLevel `json:"podLevel"`
 	RuntimeClass             string   `json:"runtimeClass"`
 	Source                   string   `json:"source"`
+}
+
+// PodLevel is what the pod's own securityContext says, whether or not a container
+// says otherwise: the Pod Security Standards forbid some of it all the same.
+type PodLevel struct {
+	RunAsUser      *int64  `json:"runAsUser"`
+	RunAsNonRoot   *bool   `json:"runAsNonRoot"`
+	SeccompProfile *string `json:"seccompProfile"`
 }
 
 // Pods is what a source of pod specs tells of one node.

@@ -272,11 +272,11 @@ metadata: {name: web, namespace: shop, uid: u-1, creationTimestamp: "2026-01-02T
 spec:
   hostUsers: off
   runtimeClassName: kata
-  securityContext: {runAsUser: 1000, runAsNonRoot: yes, fsGroup: 1}
+  securityContext: {runAsUser: 1000, runAsNonRoot: yes, fsGroup: 1, seccompProfile: {type: RuntimeDefault}}
   containers:
   - name: own
     env: [{name: A, value: hunter2}]
-    securityContext: {runAsUser: 0, runAsNonRoot: no, privileged: on, allowPrivilegeEscalation: true}
+    securityContext: {runAsUser: 0, runAsNonRoot: no, privileged: on, allowPrivilegeEscalation: true, readOnlyRootFilesystem: true, seccompProfile: {type: Unconfined}}
   - name: inherits
     securityContext: {allowPrivilegeEscalation: false}
 `)
@@ -291,9 +291,11 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	const tail = `"hostUsers":false,"runtimeClass":"kata","source":"in.yaml, document 1 (Pod shop/web)"}`
-	want := `[{"role":"container","add":[],"drop":[],"privileged":true,"allowPrivilegeEscalation":true,"runAsUser":0,"runAsNonRoot":false,` + tail +
-		`,{"role":"container","add":[],"drop":[],"privileged":false,"allowPrivilegeEscalation":false,"runAsUser":1000,"runAsNonRoot":true,` + tail + `]`
+	const tail = `"podLevel":{"runAsUser":1000,"runAsNonRoot":true,"seccompProfile":"RuntimeDefault"},"runtimeClass":"kata","source":"in.yaml, document 1 (Pod shop/web)"}`
+	want := `[{"role":"container","add":[],"drop":[],"privileged":true,"allowPrivilegeEscalation":true,"runAsUser":0,"runAsNonRoot":false,` +
+		`"hostUsers":false,"seccompProfile":"Unconfined","readOnlyRootFilesystem":true,` + tail +
+		`,{"role":"container","add":[],"drop":[],"privileged":false,"allowPrivilegeEscalation":false,"runAsUser":1000,"runAsNonRoot":true,` +
+		`"hostUsers":false,"seccompProfile":"RuntimeDefault","readOnlyRootFilesystem":null,` + tail + `]`
 	if string(got) != want {
 		t.Errorf("got\n%s, want\n%s", got, want)
 	}

@@ -42,7 +42,7 @@ type metadata struct {
 	} `json:"annotations"`
 }
 
-// podSpec is the part of a PodSpec that decides capabilities. Every field here is
+// podSpec is the part of a PodSpec that decides privileges. Every field here is
 // one that may be shown: env, args and volumes stay out.
 // Source: k8s.io/api core/v1 types.go.
 type podSpec struct {
@@ -63,7 +63,7 @@ type container struct {
 	SecurityContext *securityContext `json:"securityContext"`
 }
 
-// securityContext is a container's; a pod's has two of its fields.
+// securityContext is a container's; a pod's has three of its fields.
 type securityContext struct {
 	Capabilities *struct {
 		Add  []string `json:"add"`
@@ -73,6 +73,18 @@ type securityContext struct {
 	AllowPrivilegeEscalation *bool  `json:"allowPrivilegeEscalation"`
 	RunAsUser                *int64 `json:"runAsUser"`
 	RunAsNonRoot             *bool  `json:"runAsNonRoot"`
+	ReadOnlyRootFilesystem   *bool  `json:"readOnlyRootFilesystem"`
+	SeccompProfile           *struct {
+		Type string `json:"type"`
+	} `json:"seccompProfile"`
+}
+
+// seccomp is the profile's type; nil where there is none.
+func (s *securityContext) seccomp() *string {
+	if s.SeccompProfile == nil {
+		return nil
+	}
+	return new(clip(s.SeccompProfile.Type))
 }
 
 // windows says that the pod runs on a node of another kind than any that is
@@ -103,7 +115,8 @@ func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks st
 			security := drift.PodSecurity{
 				Role: part.role, Add: []string{}, Drop: []string{},
 				RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot != nil && *pod.RunAsNonRoot,
-				HostUsers: p.HostUsers, RuntimeClass: runtimeClass, Source: source,
+				HostUsers: p.HostUsers, SeccompProfile: pod.seccomp(), RuntimeClass: runtimeClass, Source: source,
+				PodLevel: drift.PodLevel{RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot, SeccompProfile: pod.seccomp()},
 			}
 			if part.role == drift.RoleInit && c.RestartPolicy != nil && *c.RestartPolicy == "Always" {
 				security.Role = drift.RoleSidecar
@@ -111,6 +124,10 @@ func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks st
 			if own := c.SecurityContext; own != nil {
 				security.Privileged = own.Privileged != nil && *own.Privileged
 				security.AllowPrivilegeEscalation = own.AllowPrivilegeEscalation
+				security.ReadOnlyRootFilesystem = own.ReadOnlyRootFilesystem
+				if own.SeccompProfile != nil {
+					security.SeccompProfile = own.seccomp()
+				}
 				if own.RunAsUser != nil {
 					security.RunAsUser = own.RunAsUser
 				}

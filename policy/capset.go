@@ -243,11 +243,17 @@ func parseNames(names ...string) (capSet, error) {
 		}
 		c, ok := capdecode.ParseCap(name)
 		if !ok {
-			return capSet{}, fmt.Errorf("%.40q is no capability%s", name, didYouMean(strings.TrimPrefix(strings.ToUpper(name), "CAP_"), capabilityNames()))
+			return capSet{}, fmt.Errorf("%.40q is no capability", name)
 		}
 		set.held |= capdecode.Of(c)
 	}
 	return set, nil
+}
+
+// nearCapability is what was probably meant. It is for who writes an expression: to
+// search for it takes long where it is evaluated again and again.
+func nearCapability(name string) string {
+	return didYouMean(strings.TrimPrefix(strings.ToUpper(name), "CAP_"), capabilityNames())
 }
 
 func capabilityNames() []string {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -58,13 +59,13 @@ func TestPage(t *testing.T) {
 		}
 	}
 	for name, typ := range map[string]string{
-		"pod": "pod", "declared.pod": "podSecurity", "declared.cri": "criConfig", "declared.oci": "ociSpec", "declared.bundle": "ociSpec",
+		"pod": "pod", "declared": "declared", "declared.pod": "podSecurity", "declared.pod.podLevel": "podLevel", "declared.cri": "criConfig", "declared.oci": "ociSpec", "declared.bundle": "ociSpec",
 		"caps": "caps", "processes": "process", "process": "process", "threads": "thread", "finding": "finding", "node": "node",
 	} {
 		var want []string
 		for field := range newNouns()[typ] {
 			if field == "userNamespace" && typ == "process" {
-				want = append(want, "userNamespace.relation", "userNamespace.inode")
+				want = append(want, "userNamespace.relation", "userNamespace.nested", "userNamespace.inode")
 				continue
 			}
 			want = append(want, field)
@@ -76,7 +77,7 @@ func TestPage(t *testing.T) {
 	}
 	for name := range variables {
 		_, noun := documented[name]
-		if !noun && name != "declared" && !slices.Contains(documented[""], name) {
+		if !noun && !slices.Contains(documented[""], name) {
 			t.Errorf("the page does not name %s", name)
 		}
 	}
@@ -88,7 +89,7 @@ func TestFieldNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	notPublished := []string{"caps", "process", "finding", "node"} // nouns by themselves
+	notPublished := []string{"caps", "process", "finding", "node", "nested"} // nouns by themselves, and what is concluded
 	check := func(name string) {
 		if !strings.Contains(string(schema), `"`+name+`": {`) && !slices.Contains(notPublished, name) {
 			t.Errorf("%s is not in the schema", name)
@@ -100,6 +101,59 @@ func TestFieldNames(t *testing.T) {
 	for _, fields := range newNouns() {
 		for name := range fields {
 			check(name)
+		}
+	}
+}
+
+// TestPolicyPage loads every example of docs/policy.md, runs its tests, and holds the
+// page's table of packs against those that are built in.
+func TestPolicyPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var packs []Pack
+	var exceptions []Exception
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		if strings.HasPrefix(block[1], "exceptions:") {
+			list, err := LoadExceptions("policy.md", []byte(block[1]))
+			if err != nil {
+				t.Error(err)
+			}
+			exceptions = append(exceptions, list...)
+			continue
+		}
+		pack, err := LoadPack("policy.md", []byte(block[1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, result := range pack.Test() {
+			if result.Err != nil {
+				t.Errorf("%s: %v", result.Test, result.Err)
+			}
+		}
+		packs = append(packs, pack)
+	}
+	if _, err := Compile(packs, exceptions); err != nil || len(packs) == 0 || len(exceptions) == 0 {
+		t.Errorf("%d packs, %d exceptions: %v", len(packs), len(exceptions), err)
+	}
+
+	var rows []string
+	for _, match := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| ([0-9]+) \\|").FindAllStringSubmatch(string(page), -1) {
+		rows = append(rows, match[1]+" "+match[2])
+	}
+	var want []string
+	for _, pack := range Embedded() {
+		want = append(want, fmt.Sprintf("%s %d", pack.Name, len(pack.Rules)))
+	}
+	slices.Sort(rows)
+	if !slices.Equal(rows, want) {
+		t.Errorf("the page has the packs %q, built in are %q", rows, want)
+	}
+
+	for _, field := range []string{"id", "title", "severity", "rationale", "remedy", "references", "controls", "applies", "declared", "actual", "tests"} {
+		if !regexp.MustCompile("(?m)^\\|[^|]*`" + field + "`[^|]*\\|").Match(page) {
+			t.Errorf("the page does not explain the field %s of a rule", field)
 		}
 	}
 }

@@ -1,17 +1,20 @@
-// Package policy judges containers, processes and findings by expressions: for
-// now the filters that narrow what is shown.
+// Package policy judges containers, processes and findings by expressions:
+// filters narrow what is shown, rules say what should be.
 //
-// Read it in this order: [CompileFilter] and [Filter.Match] are what callers need;
-// environment.go lists the variables and functions of the language; nouns.go the
+// Read it in this order: [CompileFilter] and [Filter.Match] are a filter; a [Pack]
+// holds rules, an [Exception] what was accepted, [Compile] makes a [Policy] of both
+// and [Policy.Judge] holds a report against it. Of the language, environment.go lists the variables and functions of the language; nouns.go the
 // fields of each noun; capset.go what capability sets can be asked; vet.go what
 // the language forbids, and why.
 //
 // # Promises
 //
 // Unknown is never fine: an expression that needs what was not seen or not told
-// ends in an [UnknownError], never in false. Whatever the expression, compiling
+// ends in an [UnknownError], never in false, and a rule in the verdict [Unknown],
+// never in [Pass]. Whatever the expression, compiling
 // and matching end soon, and in an error rather than a panic. Nothing here reads
-// a file, a socket or a clock. A [Filter] may be used by several goroutines.
+// a file, a socket or a clock. A [Filter] and a [Policy] may be used by several
+// goroutines.
 package policy
 
 import (
@@ -94,7 +97,7 @@ func newEnvironment() (*environment, error) {
 	}
 	options = append(options, capabilityFunctions()...)
 	options = append(options, severityFunctions()...)
-	options = append(options, meterFunction())
+	options = append(options, meterFunction(), weighing())
 	options = append(options, cel.Function("known", cel.Overload("known_value", []*cel.Type{cel.TypeParamType("T")}, cel.BoolType,
 		cel.OverloadIsNonStrict(), cel.UnaryBinding(known))))
 	if e.cel, err = cel.NewCustomEnv(options...); err != nil {
@@ -266,7 +269,7 @@ func (v *vars) declaredLayers() any {
 	}
 	if v.declared.layers == nil {
 		layers := &v.subject.Container.Declared
-		v.declared = declaredView{layers, ociView{layers.OCI, v.full}, ociView{layers.Bundle, v.full}}
+		v.declared = declaredView{declaration{layers}, ociView{layers.OCI, v.full}, ociView{layers.Bundle, v.full}}
 	}
 	return &v.declared
 }
@@ -285,6 +288,7 @@ func (v *vars) allProcesses() any {
 		return notKnown
 	}
 	if v.processes.of == nil {
+		v.meter.spend(len(c.Processes))
 		views := make([]processView, 0, len(c.Processes))
 		if c.Observation != drift.UnsupportedRuntime {
 			for i := range c.Processes {
@@ -297,7 +301,7 @@ func (v *vars) allProcesses() any {
 }
 
 func (v *vars) view(p *drift.Process) processView {
-	return processView{p, heldSets{&p.Caps, v.full, nil}}
+	return processView{Process: p, caps: heldSets{&p.Caps, v.full, nil}}
 }
 
 // union is what the container's processes and their threads hold together. A
@@ -311,6 +315,7 @@ func (v *vars) union() any {
 	if v.caps.sets != nil {
 		return &v.caps
 	}
+	v.meter.spend(len(c.Processes) / perStep)
 	v.caps = heldSets{&v.held, v.full, v.seen(c)}
 	for i := range c.Processes {
 		switch p := &c.Processes[i]; {
@@ -319,6 +324,7 @@ func (v *vars) union() any {
 			v.caps.missing = &UnknownError{What: "processes", Why: "not all seen: one is starting"}
 		default:
 			unite(&v.held, p.Caps)
+			v.meter.spend(len(p.Threads) / perStep)
 			for t := range p.Threads {
 				unite(&v.held, p.Threads[t].Caps)
 			}

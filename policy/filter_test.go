@@ -338,6 +338,8 @@ func TestCostIsBounded(t *testing.T) {
 	if _, err := match(t, `processes.exists(p, p.caps.effective.hasAny(["SYS_ADMIN"]) && p.name != "x" && p.uid == 0)`, subject); err != nil {
 		t.Errorf("an ordinary filter on 10,000 processes: %v", err)
 	}
+	many.Image = strings.Repeat("é", 2000)
+	many.Declared.CRI = &drift.CRI{Add: make([]string, 100_000), Drop: make([]string, 100_000)}
 	numbers := "[" + strings.TrimSuffix(strings.Repeat("1,", 300), ",") + "]"
 	for _, hostile := range []string{
 		`processes.all(a, processes.all(b, a.pid + b.pid >= 0))`,
@@ -346,6 +348,12 @@ func TestCostIsBounded(t *testing.T) {
 		numbers + `.filter(a, ` + numbers + `.exists(b, ` + numbers + `.exists(c, false))).size() == 0`,
 		`processes.all(p, processes.filter(q, true).size() == 10000)`,
 		`processes.all(p, !processes.exists(q, q.name.matches("(a|aa)+(a|aa)+(b|bb)$")))`,
+		`processes.all(p, !image.matches("(.{0,20}){0,20}x"))`,
+		`processes.all(p, !matches(image, "(.{0,20}){0,20}x"))`,
+		numbers + `.all(p, !("x" in declared.cri.add))`,
+		numbers + `.all(p, declared.cri.add == declared.cri.drop)`,
+		numbers + `.all(p, declared.cri.add == (sandbox ? declared.cri.drop : declared.cri.add))`,
+		`processes.all(p, image.size() > 1)`,
 	} {
 		f, err := CompileFilter(hostile)
 		if err != nil {
@@ -353,6 +361,47 @@ func TestCostIsBounded(t *testing.T) {
 		}
 		if _, err := f.Match(subject); !errors.Is(err, ErrCost) {
 			t.Errorf("%.80s… ends with %v, want %v", hostile, err, ErrCost)
+		}
+	}
+}
+
+// TestMatchWithin: what many subjects may take together, and that one which takes too
+// much by itself leaves something for the others.
+func TestMatchWithin(t *testing.T) {
+	f, err := CompileFilter(`processes.all(a, processes.all(b, a.pid + b.pid >= 0))`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	few, many := web(), web()
+	many.Processes = make([]drift.Process, 10_000)
+	steps := 4 * maxSteps
+	if _, err := f.MatchWithin(Subject{Container: few}, &steps); err != nil || steps == 4*maxSteps {
+		t.Errorf("a small one: %v, %d steps are left", err, steps)
+	}
+	for subjects := 0; ; subjects++ {
+		_, err := f.MatchWithin(Subject{Container: many}, &steps)
+		if !errors.Is(err, ErrCost) {
+			t.Fatalf("a large one: %v", err)
+		}
+		if steps < 0 {
+			if subjects != 3 {
+				t.Errorf("%d large ones, and nothing is left", subjects)
+			}
+			break
+		}
+	}
+	if _, err := f.MatchWithin(Subject{Container: few}, &steps); !errors.Is(err, ErrCost) {
+		t.Errorf("when nothing is left: %v", err)
+	}
+
+	// Without any loop it costs something too.
+	if f, err = CompileFilter(`name == "web"`); err != nil {
+		t.Fatal(err)
+	}
+	steps = 100
+	for i := 0; steps >= 0; i++ {
+		if _, err := f.MatchWithin(Subject{Container: few}, &steps); i == 100 {
+			t.Fatalf("100 matches leave %d steps of 100 (%v)", steps, err)
 		}
 	}
 }

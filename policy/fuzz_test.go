@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,4 +81,77 @@ func errorText(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// FuzzLoadPack: a pack is loaded or refused with a place, and whatever is loaded
+// tests and judges to an end.
+func FuzzLoadPack(f *testing.F) {
+	f.Add([]byte(one))
+	f.Add([]byte(laughs()))
+	f.Add([]byte("pack: a\ntitle: a\nrules:\n- {id: a, title: a, severity: low, rationale: a, remedy: a, applies: sandbox, actual: 'caps.effective.size() > 0'}\n"))
+	report := drift.Report{Node: *node, Containers: []drift.Container{*web(), *bare(), *partial(), *starting(), *privileged()}}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		tooLate := time.AfterFunc(15*time.Second, func() { panic("does not end") })
+		defer tooLate.Stop()
+		pack, err := LoadPack("fuzz.yaml", text)
+		if err != nil {
+			var wrong *LoadError
+			if !errors.As(err, &wrong) || wrong.File != "fuzz.yaml" || wrong.Line < 1 || wrong.Column < 1 || wrong.Message == "" || pack.Rules != nil {
+				t.Fatalf("refused with %#v", err)
+			}
+			return
+		}
+		pack.Test()
+		p, err := Compile([]Pack{pack}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range p.judgeWithin(report, time.Time{}, maxSteps).Results {
+			for _, o := range []Outcome{r.Declared, r.Actual} {
+				if (o.Verdict == Unknown) != (o.Reason != "") || strings.Contains(o.Reason, "internal error") {
+					t.Fatalf("%s: %q", o.Verdict, o.Reason)
+				}
+			}
+			if r.Container.Observation == drift.Unreadable && r.Actual.Verdict == Pass {
+				t.Fatal("what was not seen passes")
+			}
+		}
+	})
+}
+
+// FuzzLoadExceptions: exceptions are loaded or refused with a place, and hide nothing
+// that they do not name.
+func FuzzLoadExceptions(f *testing.F) {
+	f.Add([]byte(exception))
+	f.Add([]byte("exceptions:\n- {id: a, containers: 'true', kinds: [bounding_excess], rules: [cis-root], capabilities: [ALL], owner: a, reason: b, expires: 2027-01-01T00:00:00+02:00}\n"))
+	report := drift.Report{
+		Node: *node, Containers: []drift.Container{*web(), *bare(), *privileged()},
+		Findings: []drift.Finding{*finding(), {ID: "b", Kind: drift.UsernsEscape, Severity: drift.Critical, ContainerID: web().ID}},
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		list, err := LoadExceptions("fuzz.yaml", text)
+		if err != nil {
+			var wrong *LoadError
+			if !errors.As(err, &wrong) || wrong.File != "fuzz.yaml" || wrong.Line < 1 || wrong.Column < 1 || wrong.Message == "" || list != nil {
+				t.Fatalf("refused with %#v", err)
+			}
+			return
+		}
+		p, err := Compile(Embedded(), list)
+		if err != nil {
+			return
+		}
+		now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+		j := p.judgeWithin(report, now, maxSteps)
+		for _, r := range j.Results {
+			if e := r.Excepted; e != nil && (!slices.Contains(e.Rules, r.Rule.ID) || e.Owner == "" || !now.Before(e.Expires) || !r.Fails()) {
+				t.Fatalf("%s hides %s", e.ID, r.Rule.ID)
+			}
+		}
+		for _, one := range j.Findings {
+			if e := one.Excepted; e != nil && (!slices.Contains(e.Kinds, one.Kind) || !e.AllCapabilities && !one.Capabilities.Within(e.Capabilities)) {
+				t.Fatalf("%s hides %s", e.ID, one.Kind)
+			}
+		}
+	})
 }

@@ -22,6 +22,7 @@ var (
 	processType       = types.NewObjectType("process")
 	threadType        = types.NewObjectType("thread")
 	userNamespaceType = types.NewObjectType("userNamespace")
+	podLevelType      = types.NewObjectType("podLevel")
 	setsType          = types.NewObjectType("caps")
 	findingType       = types.NewObjectType("finding")
 	nodeType          = types.NewObjectType("node")
@@ -38,7 +39,7 @@ const (
 // What a noun needs beside its own data: what ALL means on its node.
 type (
 	declaredView struct {
-		layers      *drift.Declared
+		declaration
 		oci, bundle ociView
 	}
 	ociView struct {
@@ -47,7 +48,8 @@ type (
 	}
 	processView struct {
 		*drift.Process
-		caps heldSets
+		caps    heldSets
+		threads list[threadView] // once they were asked for
 	}
 	threadView struct {
 		*drift.Thread
@@ -99,6 +101,17 @@ func newNouns() nouns {
 	declared.add("oci", ociType, func(d *declaredView) any { return layer(d.layers.OCI, &d.oci) })
 	declared.add("bundle", ociType, func(d *declaredView) any { return layer(d.layers.Bundle, &d.bundle) })
 
+	declared.add("layer", cel.StringType, func(d *declaredView) any { return d.layer() })
+	declared.add("add", cel.ListType(cel.StringType), func(d *declaredView) any { return d.add() })
+	declared.add("drop", cel.ListType(cel.StringType), func(d *declaredView) any { return d.drop() })
+	declared.add("privileged", cel.BoolType, func(d *declaredView) any { return d.privileged() })
+	declared.add("allowPrivilegeEscalation", cel.BoolType, func(d *declaredView) any { return d.allowPrivilegeEscalation() })
+	declared.add("runAsUser", cel.IntType, func(d *declaredView) any { return d.runAsUser() })
+	declared.add("runAsNonRoot", cel.BoolType, func(d *declaredView) any { return d.runAsNonRoot() })
+	declared.add("hostUsers", cel.BoolType, func(d *declaredView) any { return d.hostUsers() })
+	declared.add("seccompProfile", cel.StringType, func(d *declaredView) any { return d.seccompProfile() })
+	declared.add("readOnlyRootFilesystem", cel.BoolType, func(d *declaredView) any { return d.readOnlyRootFilesystem() })
+
 	security := in[drift.PodSecurity](n, podSecurityType)
 	security.text("role", func(s *drift.PodSecurity) string { return string(s.Role) })
 	security.texts("add", func(s *drift.PodSecurity) []string { return s.Add })
@@ -108,8 +121,16 @@ func newNouns() nouns {
 	security.add("runAsUser", cel.IntType, func(s *drift.PodSecurity) any { return maybeInt(s.RunAsUser, notSet) })
 	security.truth("runAsNonRoot", func(s *drift.PodSecurity) bool { return s.RunAsNonRoot })
 	security.add("hostUsers", cel.BoolType, func(s *drift.PodSecurity) any { return maybeBool(s.HostUsers, notSet) })
+	security.add("seccompProfile", cel.StringType, func(s *drift.PodSecurity) any { return maybeText(s.SeccompProfile, notSet) })
+	security.add("readOnlyRootFilesystem", cel.BoolType, func(s *drift.PodSecurity) any { return maybeBool(s.ReadOnlyRootFilesystem, notSet) })
+	security.add("podLevel", podLevelType, func(s *drift.PodSecurity) any { return &s.PodLevel })
 	security.text("runtimeClass", func(s *drift.PodSecurity) string { return s.RuntimeClass })
 	security.text("source", func(s *drift.PodSecurity) string { return s.Source })
+
+	level := in[drift.PodLevel](n, podLevelType)
+	level.add("runAsUser", cel.IntType, func(l *drift.PodLevel) any { return maybeInt(l.RunAsUser, notSet) })
+	level.add("runAsNonRoot", cel.BoolType, func(l *drift.PodLevel) any { return maybeBool(l.RunAsNonRoot, notSet) })
+	level.add("seccompProfile", cel.StringType, func(l *drift.PodLevel) any { return maybeText(l.SeccompProfile, notSet) })
 
 	cri := in[drift.CRI](n, criType)
 	cri.texts("add", func(c *drift.CRI) []string { return c.Add })
@@ -119,6 +140,8 @@ func newNouns() nouns {
 	cri.truth("noNewPrivileges", func(c *drift.CRI) bool { return c.NoNewPrivileges })
 	cri.add("runAsUser", cel.IntType, func(c *drift.CRI) any { return maybeInt(c.RunAsUser, notSet) })
 	cri.truth("userNamespace", func(c *drift.CRI) bool { return c.UserNamespace })
+	cri.add("seccompProfile", cel.StringType, func(c *drift.CRI) any { return maybeText(c.SeccompProfile, notSet) })
+	cri.truth("readOnlyRootFilesystem", func(c *drift.CRI) bool { return c.ReadOnlyRootFilesystem })
 
 	oci := in[ociView](n, ociType)
 	addSets(oci, func(o *ociView) heldSets { return heldSets{&o.Sets, o.full, nil} })
@@ -142,11 +165,13 @@ func newNouns() nouns {
 	process.text("observation", func(p *processView) string { return string(p.Observation) })
 	process.number("threadCount", func(p *processView) int64 { return int64(p.ThreadCount) })
 	process.add("threads", cel.ListType(threadType), func(p *processView) any {
-		views := make([]threadView, len(p.Threads))
-		for i := range p.Threads {
-			views[i] = threadView{&p.Threads[i], heldSets{&p.Threads[i].Caps, p.caps.full, nil}}
+		if p.threads.of == nil {
+			p.threads.of = make([]threadView, len(p.Threads))
+			for i := range p.Threads {
+				p.threads.of[i] = threadView{&p.Threads[i], heldSets{&p.Threads[i].Caps, p.caps.full, nil}}
+			}
 		}
-		return &list[threadView]{of: views}
+		return &p.threads
 	})
 
 	thread := in[threadView](n, threadType)
@@ -158,6 +183,15 @@ func newNouns() nouns {
 
 	namespace := in[drift.UserNamespace](n, userNamespaceType)
 	namespace.text("relation", func(u *drift.UserNamespace) string { return string(u.Relation) })
+	namespace.add("nested", cel.BoolType, func(u *drift.UserNamespace) any {
+		switch u.Relation {
+		case drift.RelationChild:
+			return types.True
+		case drift.RelationSame, drift.RelationInitial:
+			return types.False
+		}
+		return notKnown
+	})
 	namespace.add("inode", cel.IntType, func(u *drift.UserNamespace) any {
 		if u.Inode == 0 {
 			return notKnown
@@ -227,6 +261,13 @@ func maybeInt[T int | int64 | uint32](value *T, otherwise absence) any {
 	return types.Int(*value)
 }
 
+func maybeText(value *string, otherwise absence) any {
+	if value == nil {
+		return otherwise
+	}
+	return types.String(*value)
+}
+
 func unlessZero(id int) any {
 	if id == 0 {
 		return notSet
@@ -243,7 +284,7 @@ type noun[T any] struct {
 func in[T any](n nouns, typ *types.Type) noun[T] {
 	fields := make(map[string]*types.FieldType)
 	n[typ.TypeName()] = fields
-	name, ok := map[*types.Type]string{podSecurityType: "declared.pod", criType: "declared.cri", ociType: "declared.oci"}[typ]
+	name, ok := map[*types.Type]string{podSecurityType: "declared.pod", podLevelType: "declared.pod.podLevel", criType: "declared.cri", ociType: "declared.oci"}[typ]
 	if !ok {
 		name = typ.TypeName()
 	}
@@ -343,6 +384,8 @@ func (a adapter) NativeToValue(value any) ref.Val {
 		return object[declaredView]{v}
 	case *drift.PodSecurity:
 		return object[drift.PodSecurity]{v}
+	case *drift.PodLevel:
+		return object[drift.PodLevel]{v}
 	case *drift.CRI:
 		return object[drift.CRI]{v}
 	case *ociView:

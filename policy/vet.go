@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"regexp"
 	"regexp/syntax"
 	"slices"
 	"strings"
@@ -123,6 +122,12 @@ func (v *vetting) call(e ast.Expr) {
 		if !comparable(first) {
 			v.refuse(e, "compare one of its fields", "%s cannot be compared", cel.FormatCELType(first))
 		}
+		// A list that is written out counts by its nodes.
+		for i, operand := range operands {
+			if v.ast.GetType(operand.ID()).Kind() == types.ListKind && operand.Kind() != ast.ListKind {
+				v.weigh(e, i, perStep)
+			}
+		}
 	case operators.Add:
 		// Only filter() itself adds to a list: the macro's own variable begins with @.
 		if first.Kind() == types.ListKind && !strings.HasPrefix(operands[0].AsIdent(), "@") {
@@ -131,9 +136,11 @@ func (v *vetting) call(e ast.Expr) {
 	case overloads.Size:
 		if isSet(first) || first.Kind() == types.ListKind {
 			v.replace(e, name, operands)
+		} else {
+			v.weigh(e, 0, 1) // a text's characters are counted each time
 		}
 	case overloads.Matches:
-		v.pattern(last)
+		v.pattern(e, last)
 	case "severity":
 		if text, ok := last.AsLiteral().(types.String); ok {
 			var s drift.Severity
@@ -220,7 +227,7 @@ func (v *vetting) literal(call, argument ast.Expr, places []ast.Expr, names ...s
 	for i, name := range names {
 		one, err := parseNames(name)
 		if err != nil {
-			v.refuse(places[i], "", "%s", err)
+			v.refuse(places[i], "", "%s%s", err, nearCapability(name))
 			return
 		}
 		set.held, set.all = set.held|one.held, set.all || one.all
@@ -236,25 +243,26 @@ func (v *vetting) literal(call, argument ast.Expr, places []ast.Expr, names ...s
 	}
 }
 
-// pattern refuses patterns that are not known now: only they are compiled once.
-func (v *vetting) pattern(e ast.Expr) {
+// pattern refuses patterns that are not known now, for only they are compiled once,
+// and makes the call count what the pattern has to do.
+func (v *vetting) pattern(call, e ast.Expr) {
 	text, ok := e.AsLiteral().(types.String)
 	if !ok {
 		v.refuse(e, "", "matches() takes a literal pattern")
 		return
 	}
-	if _, err := regexp.Compile(string(text)); err != nil {
+	parsed, err := syntax.Parse(string(text), syntax.Perl)
+	if err != nil {
 		v.refuse(e, "", "%s", err)
 		return
 	}
-	parsed, err := syntax.Parse(string(text), syntax.Perl)
-	if err == nil {
-		var program *syntax.Prog
-		if program, err = syntax.Compile(parsed.Simplify()); err == nil && len(program.Inst) > maxPattern {
-			err = fmt.Errorf("the pattern is too large")
-		}
-	}
-	if err != nil {
+	program, err := syntax.Compile(parsed.Simplify())
+	switch {
+	case err != nil:
 		v.refuse(e, "", "%s", err)
+	case len(program.Inst) > maxPattern:
+		v.refuse(e, "", "the pattern is too large")
+	default:
+		v.weigh(call, 0, len(program.Inst))
 	}
 }

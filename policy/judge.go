@@ -1,0 +1,359 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/capdrift/capdrift/capdecode"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// Verdict is what a rule says of one container.
+type Verdict int
+
+// The verdicts, from the least that a person has to do to the most.
+const (
+	NotApplicable Verdict = iota // the rule is not meant for it, or says nothing there
+	Pass
+	Unknown // what it takes to judge was not told, or not seen
+	Fail
+)
+
+var verdictNames = [...]string{"not_applicable", "pass", "unknown", "fail"}
+
+func (v Verdict) String() string { return verdictNames[v] }
+
+// MarshalText writes "pass", "fail", "unknown" or "not_applicable".
+func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (v *Verdict) UnmarshalText(text []byte) error {
+	at := slices.Index(verdictNames[:], string(text))
+	if at < 0 {
+		return fmt.Errorf("verdict %.20q: want pass, fail, unknown or not_applicable", text)
+	}
+	*v = Verdict(at)
+	return nil
+}
+
+// Outcome is a verdict, and what it rests on.
+type Outcome struct {
+	Verdict Verdict
+	Reason  string // why it is unknown; empty otherwise
+	// Evidence is what the condition read, where it failed or could not be told: of
+	// processes that fail alike only one's, and of many that do not, the first few's.
+	Evidence []Evidence
+	// Capabilities are all that offend, in every process and thread that fails.
+	Capabilities capdecode.Set
+	// Failing counts the processes and threads that fail; Tasks are the first of them.
+	Failing int
+	Tasks   []Task
+
+	nameless bool // it fails by a name that means no capability
+}
+
+// why ends a sentence about an outcome.
+func (o Outcome) why() string {
+	if o.Reason != "" {
+		return " (" + o.Reason + ")"
+	}
+	for _, e := range o.Evidence {
+		return fmt.Sprintf(" (%s is %s)", e.Field, e.Value)
+	}
+	return ""
+}
+
+// Result is what one rule says of one container.
+type Result struct {
+	Rule      *Rule
+	Container *drift.Container // one of the report's
+	Declared  Outcome          // on paper
+	Actual    Outcome          // in the kernel
+	// Excepted is the exception that accepts all that fails here, nil for none.
+	Excepted *Exception
+}
+
+// ID is stable: the same rule on the same container keeps it.
+func (r Result) ID() string {
+	sum := sha256.Sum256([]byte(r.Rule.ID + "\x00" + r.Container.ID))
+	return hex.EncodeToString(sum[:8])
+}
+
+// Disagrees tells whether paper and kernel say the opposite.
+func (r Result) Disagrees() bool {
+	return r.Declared.Verdict == Pass && r.Actual.Verdict == Fail || r.Declared.Verdict == Fail && r.Actual.Verdict == Pass
+}
+
+// Fails tells whether either does.
+func (r Result) Fails() bool { return r.Declared.Verdict == Fail || r.Actual.Verdict == Fail }
+
+// Judgement is a report held against a policy.
+type Judgement struct {
+	At         time.Time
+	Results    []Result // container by container in the report's order, rules in the policy's
+	Findings   []Finding
+	Controls   []ControlCount
+	Exceptions []ExceptionUse // every exception, used or not
+}
+
+// Finding is one of the report's, and the exception that accepts it, nil for none.
+type Finding struct {
+	drift.Finding
+	Excepted *Exception
+}
+
+// Tally counts containers by verdict.
+type Tally struct {
+	Pass          int `json:"pass"`
+	Fail          int `json:"fail"`
+	Unknown       int `json:"unknown"`
+	NotApplicable int `json:"notApplicable"`
+}
+
+func (t *Tally) add(v Verdict) {
+	switch v {
+	case Pass:
+		t.Pass++
+	case Fail:
+		t.Fail++
+	case Unknown:
+		t.Unknown++
+	default:
+		t.NotApplicable++
+	}
+}
+
+// ControlCount says how many containers meet a control. One does when all rules do
+// that answer it; failures that were accepted are still failures, and counted.
+type ControlCount struct {
+	Control
+	Rules            []string
+	Declared, Actual Tally
+	Disagreements    int // containers that pass on paper and fail in the kernel, or the reverse
+	Excepted         int // containers that fail, and all of it was accepted
+}
+
+const (
+	// maxJudgement is how many steps one judgement may take, of some 30 ns. All of the
+	// embedded packs take a few thousand for a container.
+	maxJudgement = 100_000_000
+	maxWitnesses = 3  // failing processes of which evidence is shown
+	maxTasks     = 10 // failing processes that are named
+)
+
+// Judge holds every container of a report but the pods' sandboxes, which no pod spec
+// declares, against the policy. now decides which exceptions have expired.
+func (p *Policy) Judge(report drift.Report, now time.Time) Judgement {
+	return p.judgeWithin(report, now, maxJudgement)
+}
+
+// judgeWithin is Judge in so many steps. What they do not suffice for is unknown.
+func (p *Policy) judgeWithin(report drift.Report, now time.Time, steps int) Judgement {
+	j := Judgement{At: now, Results: make([]Result, 0, len(p.rules)*len(report.Containers))}
+	for i := range report.Containers {
+		c := &report.Containers[i]
+		if c.Sandbox {
+			continue
+		}
+		b := newBench(&report, c, &steps)
+		for _, rule := range p.rules {
+			j.Results = append(j.Results, b.judge(rule))
+		}
+	}
+	p.except(&j, &report, now, &steps)
+	p.count(&j)
+	return j
+}
+
+// bench is where the rules are put to one container.
+type bench struct {
+	vars      *vars
+	container *drift.Container
+	threads   bool // those of its processes were read
+	steps     *int
+	tasks     []task // its processes, and the threads that differ
+	groups    map[aspect][][]task
+}
+
+func newBench(report *drift.Report, c *drift.Container, steps *int) *bench {
+	return &bench{
+		vars: newVars(Subject{Container: c, Node: &report.Node}), container: c,
+		threads: report.Coverage.Threads.Skipped == 0, steps: steps,
+	}
+}
+
+// judge puts one rule.
+func (b *bench) judge(rule *Rule) Result {
+	result := Result{Rule: rule, Container: b.container}
+	if rule.Applies != nil {
+		switch holds, err := rule.Applies.eval(b.vars, b.steps); {
+		case err != nil:
+			result.Declared = Outcome{Verdict: Unknown, Reason: "whether the rule applies: " + reason(err)}
+			result.Actual = result.Declared
+			result.drop()
+			return result
+		case !holds:
+			return result
+		}
+	}
+	if rule.Declared != nil {
+		result.Declared = b.whole(rule.Declared)
+	}
+	if rule.Actual != nil {
+		result.Actual = b.kernel(rule)
+	}
+	return result
+}
+
+// drop leaves out the verdicts of which the rule says nothing.
+func (r *Result) drop() {
+	if r.Rule.Declared == nil {
+		r.Declared = Outcome{}
+	}
+	if r.Rule.Actual == nil {
+		r.Actual = Outcome{}
+	}
+}
+
+// reason is why something could not be told.
+func reason(err error) string {
+	var wrong *FilterError
+	if errors.As(err, &wrong) {
+		return wrong.Message
+	}
+	return err.Error()
+}
+
+// whole judges a condition about the container as a whole.
+func (b *bench) whole(f *Filter) Outcome {
+	holds, err := f.eval(b.vars, b.steps)
+	switch {
+	case err != nil:
+		o := Outcome{Verdict: Unknown, Reason: reason(err)}
+		o.witness(b.vars, f, nil, true)
+		o.Capabilities = 0 // what could not be judged offends nobody
+		return o
+	case holds:
+		return Outcome{Verdict: Pass}
+	}
+	o := Outcome{Verdict: Fail}
+	o.witness(b.vars, f, nil, true)
+	return o
+}
+
+// kernel judges what the kernel holds.
+func (b *bench) kernel(rule *Rule) Outcome {
+	c := b.container
+	switch {
+	case c.Observation == drift.UnsupportedRuntime:
+		return Outcome{Verdict: Unknown, Reason: "processes: not visible from the host: " + c.Reason}
+	case len(c.Processes) == 0:
+		return Outcome{Verdict: Unknown, Reason: "processes: none was seen"}
+	}
+	if !rule.Actual.Reads("process") {
+		o := b.whole(rule.Actual)
+		if o.Verdict == Pass {
+			b.doubt(&o)
+		}
+		return o
+	}
+	o, witnesses := Outcome{Verdict: Pass}, 0
+	for _, alike := range b.alike(rule.tells) {
+		b.vars.setProcess(alike[0].Process)
+		holds, err := rule.Actual.eval(b.vars, b.steps)
+		switch {
+		case err != nil && o.Verdict == Pass:
+			o.Verdict, o.Reason = Unknown, fmt.Sprintf("process %d: %s", alike[0].PID, reason(err))
+		case err != nil || holds:
+		default:
+			o.Verdict, o.Reason = Fail, ""
+			o.Failing += len(alike)
+			for _, t := range alike[:min(len(alike), maxTasks-len(o.Tasks))] {
+				o.Tasks = append(o.Tasks, Task{t.PID, t.tid, t.StartTime, t.Name})
+			}
+			witness := Task{alike[0].PID, alike[0].tid, alike[0].StartTime, alike[0].Name}
+			o.witness(b.vars, rule.Actual, &witness, witnesses < maxWitnesses)
+			witnesses++
+		}
+	}
+	b.vars.setProcess(nil)
+	if o.Verdict == Pass {
+		b.doubt(&o)
+	}
+	return o
+}
+
+// doubt takes a pass back where not all was seen.
+func (b *bench) doubt(o *Outcome) {
+	switch {
+	case b.container.Observation != drift.Observed:
+		*o = Outcome{Verdict: Unknown, Reason: b.vars.seen(b.container).Error()}
+	case slices.ContainsFunc(b.container.Processes, func(p drift.Process) bool { return p.Observation == drift.Starting }):
+		*o = Outcome{Verdict: Unknown, Reason: "processes: not all seen: one is starting"}
+	case !b.threads && slices.ContainsFunc(b.container.Processes, func(p drift.Process) bool { return p.ThreadCount > 1 }):
+		*o = Outcome{Verdict: Unknown, Reason: "threads: not all were read"}
+	}
+}
+
+// witness adds what a condition read, of a task where there is one. What offends
+// counts also where it is not shown any more.
+func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool) {
+	v.meter.left = maxSteps // the evaluation has ended, and nobody would hear that it is spent
+	first := len(o.Evidence)
+	for i := range f.facts {
+		fact := &f.facts[i]
+		value, offends, nameless, ok := v.see(fact, show)
+		if !ok {
+			continue
+		}
+		o.Capabilities |= offends
+		o.nameless = o.nameless || nameless
+		if !show {
+			continue
+		}
+		e := Evidence{Field: fact.name, Value: value, Capabilities: offends}
+		if fact.path[0] == "process" {
+			e.Task = t
+		}
+		at := slices.IndexFunc(o.Evidence, func(other Evidence) bool { return other.Field == e.Field && other.Task == e.Task })
+		if at >= 0 && (at >= first || e.Task == nil) {
+			o.Evidence[at].Capabilities |= e.Capabilities // of another question about it
+			continue
+		}
+		o.Evidence = append(o.Evidence, e)
+	}
+}
+
+// count fills in how the controls fare.
+func (p *Policy) count(j *Judgement) {
+	j.Controls = make([]ControlCount, len(p.controls))
+	for i, control := range p.controls {
+		count := &j.Controls[i]
+		count.Control = control.Control
+		for _, at := range control.rules {
+			count.Rules = append(count.Rules, p.rules[at].ID)
+		}
+		for first := 0; first < len(j.Results); first += len(p.rules) {
+			declared, actual, fails, accepted := NotApplicable, NotApplicable, false, true
+			for _, at := range control.rules {
+				r := &j.Results[first+at]
+				declared, actual = max(declared, r.Declared.Verdict), max(actual, r.Actual.Verdict)
+				if r.Fails() {
+					fails, accepted = true, accepted && r.Excepted != nil
+				}
+			}
+			count.Declared.add(declared)
+			count.Actual.add(actual)
+			if (Result{Declared: Outcome{Verdict: declared}, Actual: Outcome{Verdict: actual}}).Disagrees() {
+				count.Disagreements++
+			}
+			if fails && accepted {
+				count.Excepted++
+			}
+		}
+	}
+}
