@@ -70,8 +70,8 @@ type Feed interface {
 // Subscription is one watcher's queue. It is bounded: a watcher that does not take
 // its changes is cut off, and harms nobody.
 type Subscription interface {
-	// Snapshot is the view to start with; false when the changes follow the position
-	// that was asked for.
+	// Snapshot hands over the view to start with, once; false when the changes follow
+	// the position that was asked for.
 	Snapshot() (View, bool)
 	// Changes is closed when the subscription ends; Err then says why.
 	Changes() <-chan Change

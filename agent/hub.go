@@ -1,14 +1,28 @@
 package agent
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/capdrift/capdrift/drift"
 )
 
 const (
 	keptChanges = 4096 // for watchers that come back
 	queueLength = 1024 // of changes that one watcher has not taken yet
+	// maxWeight bounds what a queue holds: some 10 MB. A container can have as many
+	// processes as it likes, and change as often.
+	maxWeight = 1 << 15
 )
+
+// weight is how much a change holds, in processes.
+func weight(change Change) int {
+	if change.Container == nil {
+		return 1
+	}
+	return 1 + len(change.Container.Processes)
+}
 
 // hub publishes views and changes to any number of watchers, and never waits for
 // one of them. It is a [Feed].
@@ -16,7 +30,7 @@ type hub struct {
 	view atomic.Pointer[View]
 
 	mu       sync.Mutex
-	kept     []Change // the newest, oldest first, of one epoch
+	kept     []Change // the newest, oldest first, of one epoch; containers without their processes
 	watchers map[*subscription]bool
 }
 
@@ -36,7 +50,9 @@ func (h *hub) publish(view View, changes []Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.view.Store(&view)
-	h.kept = append(h.kept, changes...)
+	for _, change := range changes {
+		h.kept = append(h.kept, bare(change))
+	}
 	if excess := len(h.kept) - keptChanges; excess > 0 {
 		h.kept = append([]Change(nil), h.kept[excess:]...)
 	}
@@ -45,14 +61,44 @@ func (h *hub) publish(view View, changes []Change) {
 	}
 }
 
+// bare returns a change without the processes of its container, which would be kept as
+// long as it is.
+func bare(change Change) Change {
+	if change.Container != nil {
+		container := *change.Container
+		container.Processes = nil
+		change.Container = &container
+	}
+	return change
+}
+
+// whole returns kept changes with the containers as the view has them now.
+func whole(kept []Change, view *View) []Change {
+	now := make(map[string]*drift.Container, len(view.Report.Containers))
+	for i := range view.Report.Containers {
+		now[view.Report.Containers[i].ID] = &view.Report.Containers[i]
+	}
+	changes := slices.Clone(kept)
+	for i, change := range changes {
+		if change.Container != nil && now[change.Container.ID] != nil && change.Kind != ContainerRemoved {
+			changes[i].Container = now[change.Container.ID]
+		}
+	}
+	return changes
+}
+
 // Watch implements [Feed].
 func (h *hub) Watch(after Position) Subscription {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := &subscription{hub: h, queue: make(chan Change, queueLength)}
 	view := h.view.Load()
-	missed, whole := h.since(after, view)
-	if whole || len(missed) > queueLength/2 {
+	missed, all := h.since(after, view)
+	held := 0
+	for _, change := range missed {
+		held += weight(change)
+	}
+	if all || len(missed) > queueLength/2 || held > maxWeight/2 {
 		missed = nil
 		s.snapshot = view // nil before there is one: the first changes then tell all
 	}
@@ -63,13 +109,13 @@ func (h *hub) Watch(after Position) Subscription {
 
 // since returns the changes after the position; false when they are not all kept,
 // so that a whole view is needed.
-func (h *hub) since(after Position, view *View) (missed []Change, whole bool) {
+func (h *hub) since(after Position, view *View) (missed []Change, all bool) {
 	if view == nil || after.BootID != view.Position.BootID || after.Epoch != view.Position.Epoch || after.Sequence > view.Position.Sequence {
 		return nil, true
 	}
 	for i, change := range h.kept {
 		if change.Position.Sequence == after.Sequence+1 {
-			return h.kept[i:], false
+			return whole(h.kept[i:], view), false
 		}
 	}
 	return nil, after.Sequence != view.Position.Sequence
@@ -80,7 +126,8 @@ type subscription struct {
 	hub      *hub
 	snapshot *View
 	queue    chan Change
-	ended    bool // under hub.mu
+	weights  []int // of what was put into the queue and may be in it still, under hub.mu
+	ended    bool  // under hub.mu
 	err      error
 }
 
@@ -90,12 +137,20 @@ func (s *subscription) offer(changes []Change) {
 	if s.ended {
 		return
 	}
-	if len(changes) > cap(s.queue)-len(s.queue) {
-		s.end(ErrSlow)
-		return
+	s.weights = s.weights[len(s.weights)-len(s.queue):]
+	held := 0
+	for _, each := range s.weights {
+		held += each
 	}
 	for _, change := range changes {
+		more := weight(change)
+		// One that is too heavy by itself comes through where there is no other.
+		if len(s.queue) == cap(s.queue) || held > 0 && held+more > maxWeight {
+			s.end(ErrSlow)
+			return
+		}
 		s.queue <- change
+		s.weights, held = append(s.weights, more), held+more
 	}
 }
 
@@ -109,10 +164,12 @@ func (s *subscription) end(err error) {
 
 // Snapshot implements [Subscription].
 func (s *subscription) Snapshot() (View, bool) {
-	if s.snapshot == nil {
+	view := s.snapshot
+	if view == nil {
 		return View{}, false
 	}
-	return *s.snapshot, true
+	s.snapshot = nil // or a watcher of many days would keep the node as it was
+	return *view, true
 }
 
 // Changes implements [Subscription].

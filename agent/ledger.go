@@ -46,6 +46,7 @@ func newLedger(confirm time.Duration, open []drift.Finding) *ledger {
 // sample is what one look, at all or at a part, found.
 type sample struct {
 	at    time.Time
+	asked time.Time // when the runtime was asked what it runs
 	found []drift.Finding
 	// covers tells whether the look would have found this one, if it were still
 	// there: only then is its absence an end.
@@ -71,7 +72,7 @@ func (l *ledger) take(s sample) []Change {
 			l.open[finding.ID] = finding
 			note(FindingUpdated, finding, "")
 		case open:
-		case certain(finding) || suspected && s.at.Sub(suspect.since) >= l.confirm:
+		case certain(finding) || suspected && s.confirms(suspect, l.confirm):
 			delete(l.suspects, finding.ID)
 			l.open[finding.ID] = finding
 			note(FindingOpened, finding, "")
@@ -89,10 +90,18 @@ func (l *ledger) take(s sample) []Change {
 	return changes
 }
 
+// confirms tells whether a suspicion that the sample saw again is true: a while later,
+// and of a container that nobody named, when the runtime was asked after it was seen.
+// Until it has answered, it may be one that has just started.
+func (s sample) confirms(suspect suspicion, after time.Duration) bool {
+	return s.at.Sub(suspect.since) >= after && (suspect.Kind != drift.UnmanagedContainer || s.asked.After(suspect.since))
+}
+
 // certain tells whether one look is enough: what is harmless, and what only specs
-// say. A container that cannot be read is most often one that just ended.
+// say. A container that cannot be read is most often one that just ended, and one that
+// nobody named most often one that started after the runtime was asked.
 func certain(f drift.Finding) bool {
-	return f.Kind != drift.NotReadable && (f.Severity == drift.Info || f.PID == 0)
+	return f.Kind != drift.NotReadable && f.Kind != drift.UnmanagedContainer && (f.Severity == drift.Info || f.PID == 0)
 }
 
 // suspected tells whether something about the process waits for a second look.

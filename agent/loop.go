@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -20,8 +23,8 @@ type Cadence struct {
 	Confirm    time.Duration // from a suspicion to the second look at it
 }
 
-// DefaultCadence costs a node of 200 containers and 5,000 processes less than a
-// percent of a core.
+// DefaultCadence costs a node of 200 containers and 5,000 processes between one and
+// two percent of a core; docs/agent.md has the numbers.
 func DefaultCadence() Cadence {
 	return Cadence{
 		Membership: 250 * time.Millisecond, Sweep: 15 * time.Second, Threads: time.Minute, List: 10 * time.Second,
@@ -34,6 +37,9 @@ type Members interface {
 	// Follow says which containers are known, with the processes that are known of
 	// them; limits tell which cannot be followed.
 	Follow(containers []drift.Container) []drift.Limit
+	// Attend says that something happened in a container, which the next call of
+	// Changes is to see.
+	Attend(containerID string)
 	Changes(ctx context.Context) ([]drift.MembershipChange, error)
 	// Read reads processes of a container; those that have ended are left out. An
 	// error is about those that could not be read, and comes with all others.
@@ -84,6 +90,7 @@ type state struct {
 	nodeLimits   []drift.Limit
 	runtime      *drift.Runtime
 	listed       []drift.Container // as the runtime told last
+	askedAt      time.Time         // when it was asked for that
 	starting     []string
 	listLimits   []drift.Limit
 	failure      error // of the last list
@@ -96,6 +103,7 @@ type state struct {
 	ledger       *ledger
 	rereads      []reread
 	sequence     uint64
+	early        []Change // not published yet: the node was not looked at
 	takenAt      time.Time
 	took         time.Duration
 	components   map[string]Component
@@ -154,12 +162,30 @@ func (l *Loop) Configure(ctx context.Context, cadence Cadence, given drift.Given
 // listing is the answer of a runtime, or why there was none.
 type listing struct {
 	drift.Inventory
-	err error
+	asked time.Time
+	err   error
 }
 
-// sooner bounds how often hints make the loop list: a node that starts many
-// containers at once is listed a few times, and not once for each.
-const sooner = 100 * time.Millisecond
+// Events come as fast as whoever starts containers and processes likes. What they
+// cause waits a little, so that one look answers all that came meanwhile, and as long
+// as it takes to be a tenth of the time: hints never cost more than that of a core.
+const (
+	soonerList       = 100 * time.Millisecond
+	soonerMembership = 5 * time.Millisecond
+	restPerWork      = 9
+)
+
+// pace spaces work that others can ask for at any time.
+type pace struct {
+	least time.Duration
+	rest  time.Time // until then
+}
+
+// did enters that the work was done between the two times.
+func (p *pace) did(began, ended time.Time) { p.rest = ended.Add(restPerWork * ended.Sub(began)) }
+
+// in returns how long the work is to wait.
+func (p *pace) in(now time.Time) time.Duration { return max(p.least, p.rest.Sub(now)) }
 
 // Run looks until the context ends. It returns an error only where the node itself
 // cannot be read; a runtime that does not answer is said in every view, and looked
@@ -174,13 +200,14 @@ func (l *Loop) Run(ctx context.Context) error {
 
 	// A runtime may hang: it is asked beside the loop, one question at a time.
 	listings, asking := make(chan listing, 1), false
+	var asked time.Time
 	list := func() {
 		if !asking {
-			asking = true
-			go func() {
+			asking, asked = true, l.Now()
+			go func(asked time.Time) {
 				inventory, err := l.Runtime.Inventory(ctx)
-				listings <- listing{inventory, err}
-			}()
+				listings <- listing{inventory, asked, err}
+			}(asked)
 		}
 	}
 	list()
@@ -189,20 +216,28 @@ func (l *Loop) Run(ctx context.Context) error {
 	again := false
 	var waiting, queued []chan View // scans that wait for this listing, and for the next
 	membership, sweep, listAt := l.After(l.Cadence.Membership), l.After(l.Cadence.Sweep), l.After(l.Cadence.List)
-	var hinted <-chan time.Time
+	var hintedList, hintedMembership, confirm <-chan time.Time
+	lists, memberships := pace{least: soonerList}, pace{least: soonerMembership}
 	second := false // the next sweep is the second look at something
+	confirming := false
 	for {
+		if confirm == nil && len(l.state.rereads) > 0 {
+			confirm = l.After(l.state.rereads[0].at.Sub(l.Now())) // the earliest: all wait equally long
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case answer := <-listings:
 			asking = false
-			l.inventory(ctx, answer)
+			if changed := l.inventory(answer); changed || confirming || len(waiting) > 0 {
+				l.look(ctx)
+			}
+			lists.did(asked, l.Now())
 			for _, reply := range waiting {
 				view, _ := l.View()
 				reply <- view
 			}
-			waiting, queued = queued, nil
+			waiting, queued, confirming = queued, nil, false
 			if again {
 				again = false
 				list()
@@ -210,8 +245,19 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-membership:
 			l.membership(ctx)
 			membership = l.After(l.Cadence.Membership)
+		case <-hintedMembership:
+			began := l.Now()
+			l.membership(ctx)
+			memberships.did(began, l.Now())
+			hintedMembership = nil
+		case <-confirm:
+			confirm = nil
+			if changes := l.again(ctx); len(changes) > 0 {
+				l.publish(changes)
+			}
 		case <-sweep:
 			if second {
+				confirming, again = true, again || asking
 				list() // what is suspected may have ended since the runtime was asked
 			} else {
 				l.look(ctx)
@@ -227,12 +273,15 @@ func (l *Loop) Run(ctx context.Context) error {
 			case !more:
 				l.Events = nil // there will be none; the cadences are the truth
 			case event.Kind == drift.EventExecStarted:
-				l.membership(ctx)
-			case hinted == nil:
-				hinted = l.After(sooner)
+				l.Members.Attend(event.ContainerID)
+				if hintedMembership == nil {
+					hintedMembership = l.After(memberships.in(l.Now()))
+				}
+			case hintedList == nil:
+				hintedList = l.After(lists.in(l.Now()))
 			}
-		case <-hinted:
-			hinted, again = nil, again || asking
+		case <-hintedList:
+			hintedList, again = nil, again || asking
 			list()
 		case changed := <-l.settings:
 			l.Cadence, l.Given, l.state.ledger.confirm = changed.Cadence, changed.Given, changed.Confirm
@@ -273,15 +322,28 @@ func (l *Loop) closeFormerBoot() {
 	}
 }
 
-// inventory enters what the runtime told, and looks at everything anew.
-func (l *Loop) inventory(ctx context.Context, answer listing) {
+// inventory enters what the runtime told, and tells whether the node is to be
+// looked at for it: where nothing changed, the next sweep is soon enough.
+func (l *Loop) inventory(answer listing) bool {
 	s := &l.state
-	if s.failure = answer.err; answer.err == nil {
-		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
-	}
 	changes := l.component("runtime", answer.err)
+	changed := len(changes) > 0 || s.takenAt.IsZero()
+	if s.failure = answer.err; answer.err == nil {
+		changed = changed || !sameInventory(s, answer.Inventory)
+		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
+		s.askedAt = answer.asked
+	}
 	l.publish(changes)
-	l.look(ctx)
+	return changed
+}
+
+// sameInventory tells whether the runtime told what it told before.
+func sameInventory(s *state, told drift.Inventory) bool {
+	return s.runtime != nil && reflect.DeepEqual(*s.runtime, told.Runtime) && slices.Equal(s.starting, told.Starting) &&
+		slices.Equal(s.listLimits, told.Limits) && slices.EqualFunc(s.listed, told.Containers, func(a, b drift.Container) bool {
+		return a.ID == b.ID && a.InitPID == b.InitPID && a.CgroupPath == b.CgroupPath && a.Declared == b.Declared &&
+			a.Observation == b.Observation && a.Reason == b.Reason
+	})
 }
 
 // look sweeps the node and enters what it shows: the containers that are there,
@@ -297,10 +359,18 @@ func (l *Loop) look(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	// What of the node can be seen may change: a /proc that is mounted anew may hide pid 1,
+	// or show it again.
+	node, limits, nodeErr := l.Host.Node()
+	err = errors.Join(err, nodeErr)
 	changes := l.component("proc", err)
 	if err != nil {
 		l.publish(changes)
 		return
+	}
+	s.node, s.nodeLimits = node, limits
+	if sweep.Processes.Unreadable == 0 {
+		changes = append(changes, l.component("read", nil)...) // what could not be read once now was
 	}
 	if !threads {
 		sweep.Threads = s.sweep.Threads
@@ -314,17 +384,23 @@ func (l *Loop) look(ctx context.Context) {
 	s.sweep, s.missed = sweep, 0
 	s.sweep.Containers = nil
 	changes = append(changes, l.enter(sweep.Containers)...)
+	changes = append(changes, s.ledger.end(l.Now(), ResolvedEnded, s.gone)...)
 	candidates := l.judge()
 	s.takenAt, s.took = started, l.Now().Sub(started)
 	changes = append(changes, s.ledger.take(sample{
-		at: l.Now(), found: candidates,
+		at: l.Now(), asked: s.askedAt, found: candidates,
 		covers: func(f drift.Finding) bool { return (f.TID == 0 || threads) && l.covers(f) },
 	})...)
 	l.rereadSuspects()
 	l.publish(changes)
+	// All processes that were known before are garbage at once, and there is no use for
+	// their memory until the next look.
+	debug.FreeOSMemory()
 }
 
-// keepThreads gives processes the threads that an earlier look read of them.
+// keepThreads gives processes the threads that an earlier look read of them. Those of a
+// runtime's stage are left out: the program that it executed has none of them, and they
+// hold everything.
 func keepThreads(before, now []drift.Process) {
 	type identity struct {
 		pid   int
@@ -332,7 +408,7 @@ func keepThreads(before, now []drift.Process) {
 	}
 	threads := make(map[identity][]drift.Thread)
 	for _, p := range before {
-		if len(p.Threads) > 0 {
+		if len(p.Threads) > 0 && p.Observation != drift.Starting {
 			threads[identity{p.PID, p.StartTime}] = p.Threads
 		}
 	}
@@ -435,7 +511,33 @@ func (l *Loop) covers(f drift.Finding) bool {
 		return true // about a handler
 	}
 	c, there := s.containers[f.ContainerID]
-	return !there || c.Observation == drift.Observed || c.Observation == drift.UnsupportedRuntime
+	if there && f.Kind == drift.UnmanagedContainer {
+		return c.Managed != nil // which the runtime tells, whatever can be read of it
+	}
+	return !there || wholly(c) && compared(c, f.PID)
+}
+
+// wholly tells whether all processes of a container were read that can be.
+func wholly(c *drift.Container) bool {
+	return c.Observation == drift.Observed || c.Observation == drift.UnsupportedRuntime
+}
+
+// compared tells whether nothing kept a process from being held against what was
+// declared: one whose user namespace is not known, or which looks like a runtime's
+// stage, is not refuted. What is about no process, or one that is not there, is.
+func compared(c *drift.Container, pid int) bool {
+	for _, p := range c.Processes {
+		if p.PID == pid {
+			return p.Observation != drift.Starting && p.UserNamespace.Relation != drift.RelationUnknown
+		}
+	}
+	return true
+}
+
+// gone tells whether a finding's process was there, and is not any more.
+func (s *state) gone(f drift.Finding) bool {
+	c, there := s.containers[f.ContainerID]
+	return there && f.PID != 0 && wholly(c) && !slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == f.PID })
 }
 
 // membership enters which processes came and went in the known containers.
@@ -453,7 +555,6 @@ func (l *Loop) membership(ctx context.Context) {
 			changes = append(changes, l.arrived(ctx, c, m.Appeared)...)
 		}
 	}
-	changes = append(changes, l.again(ctx)...)
 	if len(moved) > 0 || len(changes) > 0 {
 		l.publish(changes)
 	}
@@ -497,7 +598,9 @@ func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Ch
 	now := l.Now()
 	changes := l.state.ledger.take(sample{
 		at: now, found: drift.CompareProcesses(l.state.node, *current, seen),
-		covers: func(f drift.Finding) bool { return f.ContainerID == c.ID && ofProcess(f) && fresh[f.PID] },
+		covers: func(f drift.Finding) bool {
+			return l.state.runtime != nil && f.ContainerID == c.ID && ofProcess(f) && fresh[f.PID] && compared(current, f.PID)
+		},
 	})
 	var unsettled []int
 	for _, p := range current.Processes {
@@ -577,7 +680,9 @@ func (l *Loop) publish(changes []Change) {
 		changes[i].Position = Position{s.node.BootID, l.Epoch, s.sequence}
 	}
 	open := s.ledger.findings()
-	if l.Journal != nil && len(changes) > 0 {
+	// A journal that fails is asked again although nothing happens: else a quiet node
+	// would not hear that it is well again.
+	if l.Journal != nil && (len(changes) > 0 || !s.components["journal"].OK) {
 		failed := l.component("journal", l.Journal.Record(changes, open))
 		for i := range failed { // not written down itself
 			s.sequence++
@@ -585,7 +690,11 @@ func (l *Loop) publish(changes []Change) {
 		}
 		changes = append(changes, failed...)
 	}
-	l.hub.publish(l.view(open), changes)
+	if s.early = append(s.early, changes...); s.takenAt.IsZero() {
+		return // there is nothing to be viewed yet
+	}
+	l.hub.publish(l.view(open), s.early)
+	s.early = nil
 }
 
 func (l *Loop) view(open []drift.Finding) View {

@@ -64,6 +64,9 @@ type machine struct {
 	journal   []agent.Change
 	open      []drift.Finding
 	unwritten error
+	sweeps    int
+	looks     int // at memberships
+	attended  []string
 }
 
 func newMachine() *machine {
@@ -92,6 +95,7 @@ func (m *machine) Process(int) (drift.Process, error) {
 func (m *machine) Sweep(_ context.Context, given []drift.Container) (drift.Sweep, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.sweeps++
 	for i := range given {
 		given[i].Processes = slices.Clone(m.processes[given[i].ID])
 	}
@@ -116,9 +120,16 @@ func (m *machine) Follow(containers []drift.Container) []drift.Limit {
 	return nil
 }
 
+func (m *machine) Attend(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.attended = append(m.attended, id)
+}
+
 func (m *machine) Changes(context.Context) (changes []drift.MembershipChange, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.looks++
 	for _, c := range m.container {
 		var now []int
 		for _, p := range m.processes[c.ID] {
@@ -333,7 +344,7 @@ func TestLoopRemembers(t *testing.T) {
 	over := newMachine()
 	ended := running(t, over, newClock(), func(l *agent.Loop) { l.Open = view.Report.Findings })
 	until(t, "it is over", func() bool { return len(openKinds(ended)) == 0 })
-	if got := over.story(); !slices.Equal(got, []string{"finding_resolved bounding_excess 11 explained"}) {
+	if got := over.story(); !slices.Equal(got, []string{"finding_resolved bounding_excess 11 ended"}) {
 		t.Errorf("the journal has %q", got)
 	}
 	booted := newMachine()
@@ -500,5 +511,165 @@ func TestLoopSaysThatItsJournalFails(t *testing.T) {
 	view, _ := loop.View()
 	if !slices.ContainsFunc(view.Status, func(s agent.Component) bool { return s.Name == "journal" && !s.OK && s.Why != "" }) {
 		t.Errorf("status %+v", view.Status)
+	}
+}
+
+// TestANodeIsSweptForNewsOnly: a runtime that tells what it told before causes no sweep,
+// and one that tells of another container does, long before the next one.
+func TestANodeIsSweptForNewsOnly(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, func(l *agent.Loop) { l.Cadence.Sweep = time.Hour })
+	swept := func() int {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.sweeps
+	}
+	began := c.Now()
+	passes(t, c, "five lists", func() bool { return c.Now().Sub(began) > 5*agent.DefaultCadence().List })
+	if n := swept(); n != 1 {
+		t.Errorf("%d sweeps", n)
+	}
+	second := restricted()
+	second.ID = "c2"
+	m.change(func() { m.container = append(m.container, second) })
+	passes(t, c, "the second is there", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers) == 2
+	})
+	if n := swept(); n != 2 || c.Now().Sub(began) > time.Hour {
+		t.Errorf("%d sweeps", n)
+	}
+}
+
+// TestExecsAreLookedAtTogether: a thousand of them do not cause a thousand looks.
+func TestExecsAreLookedAtTogether(t *testing.T) {
+	m, c := newMachine(), newClock()
+	events := make(chan drift.RuntimeEvent)
+	loop := running(t, m, c, func(l *agent.Loop) { l.Events, l.Cadence.Membership = events, time.Hour })
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	for range 1000 {
+		events <- drift.RuntimeEvent{Kind: drift.EventExecStarted, ContainerID: "c1", PID: 11}
+	}
+	until(t, "it is open", func() bool {
+		c.advance(10 * time.Millisecond)
+		return len(openKinds(loop)) == 1
+	})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.looks == 0 || m.looks > 10 || len(m.attended) != 1000 || m.attended[0] != "c1" {
+		t.Errorf("%d looks at %d", m.looks, len(m.attended))
+	}
+}
+
+// starting is a machine whose second process was a runtime's stage when its threads were
+// read, as it is for milliseconds.
+type starting struct{ *machine }
+
+func (h starting) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := h.machine.Sweep(ctx, given)
+	p := stage(12, ^capdecode.Set(0))
+	p.Threads = []drift.Thread{{TID: 13, Caps: capdecode.Sets{Bounding: ^capdecode.Set(0), Permitted: ^capdecode.Set(0)}}}
+	sweep.Containers[0].Processes = append(sweep.Containers[0].Processes, p)
+	return sweep, err
+}
+
+// TestTheThreadsOfAStageAreForgotten: what it executes is the same process by its pid and
+// start time, and has none of them.
+func TestTheThreadsOfAStageAreForgotten(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, func(l *agent.Loop) { l.Threads = starting{m} })
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(12, bind)) })
+	began := c.Now()
+	passes(t, c, "two sweeps without threads", func() bool { return c.Now().Sub(began) > 2*agent.DefaultCadence().Sweep })
+	if got, story := openKinds(loop), m.story(); got != nil || story != nil {
+		t.Errorf("open %q, journal %q", got, story)
+	}
+}
+
+// TestWhatIsNotSeenIsNotOver: a process that cannot be held against what was declared is
+// not as declared for that.
+func TestWhatIsNotSeenIsNotOver(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it is open", func() bool { return len(openKinds(loop)) == 1 })
+	view, _ := loop.View()
+	m.change(func() {
+		m.processes["c1"][1] = stage(11, bind|sysAdmin)
+		m.processes["c1"][1].StartTime = 7
+	})
+	passes(t, c, "there was another sweep", func() bool {
+		now, _ := loop.View()
+		return now.Report.TakenAt.After(view.Report.TakenAt)
+	})
+	if got := openKinds(loop); len(got) != 1 {
+		t.Errorf("open %q, journal %q", got, m.story())
+	}
+}
+
+// strays is a machine whose sweeps find the containers that nobody named.
+type strays struct{ *machine }
+
+func (h strays) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := h.machine.Sweep(ctx, given)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, processes := range h.processes {
+		if !slices.ContainsFunc(given, func(c drift.Container) bool { return c.ID == id }) {
+			sweep.Containers = append(sweep.Containers, drift.Container{
+				ID: id, Origin: "cgroup /" + id, Managed: new(false), Observation: drift.Observed, Processes: slices.Clone(processes),
+			})
+		}
+	}
+	return sweep, err
+}
+
+// TestTheRuntimeIsAskedBeforeAStrangerIsTold: the runtime is asked, a container starts, two looks
+// see it, and the answer is of before.
+func TestTheRuntimeIsAskedBeforeAStrangerIsTold(t *testing.T) {
+	m, c := newMachine(), newClock()
+	runtime := slow{m, make(chan struct{}), make(chan struct{})}
+	loop := agent.NewLoop(agent.Loop{
+		Host: strays{m}, Members: m, Runtime: runtime, Journal: m, Cadence: agent.DefaultCadence(), Epoch: "e1", BootID: "boot", Now: c.Now, After: c.After,
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- loop.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-runtime.asked
+	runtime.answer <- struct{}{}
+	asked := func() bool {
+		select {
+		case <-runtime.asked:
+			return true
+		default:
+			return false
+		}
+	}
+	passes(t, c, "the runtime is asked again", asked)
+	second := restricted()
+	second.ID = "c2"
+	m.change(func() {
+		m.container, m.processes["c2"] = append(m.container, second), []drift.Process{process(20, bind)}
+	})
+	began := c.Now()
+	passes(t, c, "two sweeps have seen it", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers) == 2 && c.Now().Sub(began) > 2*agent.DefaultCadence().Sweep
+	})
+	runtime.answer <- struct{}{} // of before it started
+	passes(t, c, "the runtime is asked once more", asked)
+	runtime.answer <- struct{}{}
+	until(t, "it is explained", func() bool {
+		view, _ := loop.View()
+		return !slices.ContainsFunc(view.Report.Containers, func(c drift.Container) bool { return c.Managed == nil || !*c.Managed })
+	})
+	if story := m.story(); story != nil {
+		t.Errorf("the journal has %q", story)
 	}
 }

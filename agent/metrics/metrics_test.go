@@ -25,6 +25,7 @@ func (p parts) Sweep(context.Context, []drift.Container) (drift.Sweep, error) {
 	return drift.Sweep{}, p.err
 }
 func (p parts) Follow([]drift.Container) []drift.Limit                       { return nil }
+func (p parts) Attend(string)                                                {}
 func (p parts) Changes(context.Context) ([]drift.MembershipChange, error)    { return nil, p.err }
 func (p parts) Read(context.Context, string, []int) ([]drift.Process, error) { return nil, p.err }
 func (p parts) Record([]agent.Change, []drift.Finding) error                 { return p.err }

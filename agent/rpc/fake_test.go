@@ -273,10 +273,12 @@ func (g gather) container(id string, processes int) drift.Container {
 			Role: pick(g, drift.RoleContainer, drift.RoleInit, drift.RoleSidecar, drift.RoleEphemeral), Add: g.words(), Drop: g.words(),
 			Privileged: g.truth(), AllowPrivilegeEscalation: maybe(g, g.truth()), RunAsUser: maybe(g, g.Int64()), RunAsNonRoot: g.truth(),
 			HostUsers: maybe(g, g.truth()), RuntimeClass: g.word(), Source: g.word(),
+			SeccompProfile: maybe(g, g.word()), ReadOnlyRootFilesystem: maybe(g, g.truth()),
+			PodLevel: drift.PodLevel{RunAsUser: maybe(g, g.Int64()), RunAsNonRoot: maybe(g, g.truth()), SeccompProfile: maybe(g, g.word())},
 		}),
 		CRI: maybe(g, drift.CRI{
 			Add: g.words(), Drop: g.words(), AddAmbient: g.words(), Privileged: g.truth(), NoNewPrivileges: g.truth(),
-			RunAsUser: maybe(g, g.Int64()), UserNamespace: g.truth(),
+			RunAsUser: maybe(g, g.Int64()), UserNamespace: g.truth(), SeccompProfile: maybe(g, g.word()), ReadOnlyRootFilesystem: g.truth(),
 		}),
 		OCI: g.oci(), Bundle: g.oci(),
 	}

@@ -3,7 +3,6 @@ package rpc
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -19,11 +18,15 @@ import (
 const domain = "capdrift"
 
 // chooser is one filter of a call; without one it takes everything.
-type chooser struct{ filter *policy.Filter }
+type chooser struct {
+	filter *policy.Filter
+	field  string // of the request
+	steps  int    // that it may still take
+}
 
 // choose compiles the filter in a field of the request. foreign are variables that
 // mean nothing to what it is to choose from.
-func choose(field, expression string, foreign ...string) (chooser, error) {
+func (s *Service) choose(field, expression string, foreign ...string) (chooser, error) {
 	if expression == "" {
 		return chooser{}, nil
 	}
@@ -36,11 +39,11 @@ func choose(field, expression string, foreign ...string) (chooser, error) {
 			return chooser{}, wrongFilter(field, fmt.Errorf("it chooses containers, which know no %s; ask for findings, or use processes.exists(…)", variable))
 		}
 	}
-	return chooser{filter}, nil
+	return chooser{filter: filter, field: field, steps: s.options.Limits.Filter}, nil
 }
 
-func chooseContainers(field, expression string) (chooser, error) {
-	return choose(field, expression, "finding", "process")
+func (s *Service) chooseContainers(field, expression string) (chooser, error) {
+	return s.choose(field, expression, "finding", "process")
 }
 
 // wrongFilter names the field and the place in it.
@@ -57,50 +60,66 @@ func wrongFilter(field string, err error) error {
 }
 
 // takes judges one subject. What it cannot judge, for whatever reason, is taken,
-// and undecided says why: nothing on the node can end a call by what it is.
-func (c chooser) takes(subject policy.Subject) (taken bool, undecided string) {
+// and undecided says why: nothing that is on the node can end a call by what it is.
+// An error is that all of them together take too long.
+func (c *chooser) takes(subject policy.Subject) (taken bool, undecided string, err error) {
 	if c.filter == nil {
-		return true, ""
+		return true, "", nil
 	}
-	taken, err := c.filter.Match(subject)
-	if err != nil {
-		return true, text(err.Error())
+	taken, why := c.filter.MatchWithin(subject, &c.steps)
+	switch {
+	case c.steps < 0:
+		return false, "", c.tooCostly()
+	case why != nil:
+		return true, text(why.Error()), nil
 	}
-	return taken, ""
+	return taken, "", nil
+}
+
+func (c *chooser) tooCostly() error {
+	return detailed(codes.ResourceExhausted,
+		c.field+": the expression takes too long on everything that this node has; let it loop over less, or begin it with what is quickly told: in a && b, b is not looked at where a is false",
+		&errdetails.ErrorInfo{Reason: "FILTER_TOO_COSTLY", Domain: domain, Metadata: map[string]string{"field": c.field}})
 }
 
 // takesContainer judges a container of the node.
-func (c chooser) takesContainer(node *drift.Node, container *drift.Container) (taken bool, undecided string) {
+func (c *chooser) takesContainer(node *drift.Node, container *drift.Container) (taken bool, undecided string, err error) {
 	return c.takes(policy.Subject{Node: node, Container: container})
 }
 
-// takesFinding judges a finding with its container, if that is there.
-func (c chooser) takesFinding(node *drift.Node, container *drift.Container, finding *drift.Finding) (taken bool, undecided string) {
-	subject := policy.Subject{Node: node, Container: container, Finding: finding}
-	if container != nil && finding.PID != 0 {
-		at := slices.IndexFunc(container.Processes, func(p drift.Process) bool { return p.PID == finding.PID })
-		if at >= 0 {
-			subject.Process = &container.Processes[at]
-		}
-	}
-	return c.takes(subject)
+// takesFinding judges a finding with its container and process, if they are there.
+func (c *chooser) takesFinding(node *drift.Node, container *drift.Container, process *drift.Process, finding *drift.Finding) (taken bool, undecided string, err error) {
+	return c.takes(policy.Subject{Node: node, Container: container, Process: process, Finding: finding})
 }
 
 // judgeContainers judges containers of a report.
-func (c chooser) judgeContainers(report *drift.Report) func(*drift.Container) (bool, string) {
-	return func(container *drift.Container) (bool, string) { return c.takesContainer(&report.Node, container) }
+func (c *chooser) judgeContainers(report *drift.Report) func(*drift.Container) (bool, string, error) {
+	return func(container *drift.Container) (bool, string, error) {
+		return c.takesContainer(&report.Node, container)
+	}
 }
 
 // judgeFindings judges findings of a report.
-func (c chooser) judgeFindings(report *drift.Report) func(*drift.Finding) (bool, string) {
-	containers := make(map[string]*drift.Container)
-	if c.filter != nil {
-		for i := range report.Containers {
-			containers[report.Containers[i].ID] = &report.Containers[i]
+func (c *chooser) judgeFindings(report *drift.Report) func(*drift.Finding) (bool, string, error) {
+	type member struct {
+		container string
+		pid       int
+	}
+	containers, processes := make(map[string]*drift.Container), make(map[member]*drift.Process)
+	for i := range report.Containers {
+		if c.filter == nil {
+			break
+		}
+		container := &report.Containers[i]
+		containers[container.ID] = container
+		for p := range container.Processes {
+			if c.filter.Reads("process") {
+				processes[member{container.ID, container.Processes[p].PID}] = &container.Processes[p]
+			}
 		}
 	}
-	return func(f *drift.Finding) (bool, string) {
-		return c.takesFinding(&report.Node, containers[f.ContainerID], f)
+	return func(f *drift.Finding) (bool, string, error) {
+		return c.takesFinding(&report.Node, containers[f.ContainerID], processes[member{f.ContainerID, f.PID}], f)
 	}
 }
 

@@ -133,12 +133,19 @@ func FromProtoContainer(m *v1.Container) (drift.Container, error) {
 			Role: drift.Role(pod.Role), Add: list(pod.Add), Drop: list(pod.Drop), Privileged: pod.Privileged,
 			AllowPrivilegeEscalation: pod.AllowPrivilegeEscalation, RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot,
 			HostUsers: pod.HostUsers, RuntimeClass: pod.RuntimeClass, Source: pod.Source,
+			SeccompProfile: pod.SeccompProfile, ReadOnlyRootFilesystem: pod.ReadOnlyRootFilesystem,
+		}
+		if level := pod.PodLevel; level != nil {
+			container.Declared.Pod.PodLevel = drift.PodLevel{
+				RunAsUser: level.RunAsUser, RunAsNonRoot: level.RunAsNonRoot, SeccompProfile: level.SeccompProfile,
+			}
 		}
 	}
 	if cri := m.Declared.Cri; cri != nil {
 		container.Declared.CRI = &drift.CRI{
 			Add: list(cri.Add), Drop: list(cri.Drop), AddAmbient: list(cri.AddAmbient), Privileged: cri.Privileged,
 			NoNewPrivileges: cri.NoNewPrivileges, RunAsUser: cri.RunAsUser, UserNamespace: cri.UserNamespace,
+			SeccompProfile: cri.SeccompProfile, ReadOnlyRootFilesystem: cri.ReadOnlyRootFilesystem,
 		}
 	}
 	if container.Declared.OCI, err = fromOCI(m.Declared.Oci); err != nil {

@@ -341,6 +341,9 @@ func TestCertificatesAreReplaced(t *testing.T) {
 	}
 
 	mount.swap(t, certificate, key, fresh.pem())
+	if err := ask(old, oldClient); err != nil {
+		t.Errorf("within a second: %v", err) // who connects all the time does not make us read files all the time
+	}
 	clock.Add(1)
 	if err := ask(fresh, newClient); err != nil {
 		t.Errorf("the new certificates: %v", err)
@@ -360,6 +363,29 @@ func TestCertificatesAreReplaced(t *testing.T) {
 	clock.Add(1)
 	if err := ask(fresh, oldClient); err != nil {
 		t.Errorf("the CA that came back: %v", err)
+	}
+}
+
+// TestNoConnectionIsResumed: one that was let in once is looked at again.
+func TestNoConnectionIsResumed(t *testing.T) {
+	a := newAuthority(t, "ours")
+	address, _, _, _ := onTLS(t, a, rpc.Options{})
+	config := &tls.Config{
+		RootCAs: a.pool(), Certificates: []tls.Certificate{a.client(t, time.Now().Add(time.Hour))}, NextProtos: []string{"h2"},
+		ClientSessionCache: tls.NewLRUClientSessionCache(0),
+	}
+	for range 2 {
+		conn, err := tls.Dial("tcp", address, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(make([]byte, 1)); err != nil { // tickets come before the first of it
+			t.Error(err)
+		}
+		if conn.ConnectionState().DidResume {
+			t.Error("the client's certificate was not asked for")
+		}
+		_ = conn.Close()
 	}
 }
 

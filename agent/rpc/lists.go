@@ -45,7 +45,7 @@ func (s *Service) ListContainers(ctx context.Context, request *v1.ListContainers
 	if err := knownView(request.View); err != nil {
 		return nil, err
 	}
-	filter, err := chooseContainers("filter", request.Filter)
+	filter, err := s.chooseContainers("filter", request.Filter)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +80,10 @@ func (s *Service) ListContainers(ctx context.Context, request *v1.ListContainers
 		if c.ID == after.ID { // it was judged before
 			place = after.Within
 		} else {
-			taken, undecided := judge(c)
+			taken, undecided, err := judge(c)
+			if err != nil {
+				return nil, err
+			}
 			if !taken {
 				last = pageToken{ID: c.ID}
 				continue
@@ -179,7 +182,7 @@ func (s *Service) ListFindings(ctx context.Context, request *v1.ListFindingsRequ
 	if err != nil {
 		return nil, err
 	}
-	filter, err := choose("filter", request.Filter)
+	filter, err := s.choose("filter", request.Filter)
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +213,10 @@ func (s *Service) ListFindings(ctx context.Context, request *v1.ListFindingsRequ
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
-		taken, undecided := judge(f)
+		taken, undecided, err := judge(f)
+		if err != nil {
+			return nil, err
+		}
 		if taken {
 			finding := ToProtoFinding(*f)
 			finding.Undecided = undecided

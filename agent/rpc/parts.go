@@ -83,10 +83,13 @@ func (p *parts) flush() []*v1.Container {
 
 // containersIn sends containers in as many messages as it takes, and returns how
 // many there were.
-func containersIn(containers []drift.Container, view v1.ContainerView, judge func(*drift.Container) (bool, string), send func([]*v1.Container) error) (uint32, error) {
+func containersIn(containers []drift.Container, view v1.ContainerView, judge func(*drift.Container) (bool, string, error), send func([]*v1.Container) error) (uint32, error) {
 	message, sent := parts{view: view}, uint32(0)
 	for i := range containers {
-		taken, undecided := judge(&containers[i])
+		taken, undecided, err := judge(&containers[i])
+		if err != nil {
+			return sent, err
+		}
 		if !taken {
 			continue
 		}
@@ -105,11 +108,14 @@ func containersIn(containers []drift.Container, view v1.ContainerView, judge fun
 }
 
 // findingsIn does the same with findings.
-func findingsIn(findings []drift.Finding, judge func(*drift.Finding) (bool, string), send func([]*v1.Finding) error) (uint32, error) {
+func findingsIn(findings []drift.Finding, judge func(*drift.Finding) (bool, string, error), send func([]*v1.Finding) error) (uint32, error) {
 	var message []*v1.Finding
 	size, sent := 0, uint32(0)
 	for i := range findings {
-		taken, undecided := judge(&findings[i])
+		taken, undecided, err := judge(&findings[i])
+		if err != nil {
+			return sent, err
+		}
 		if !taken {
 			continue
 		}
@@ -132,6 +138,6 @@ func findingsIn(findings []drift.Finding, judge func(*drift.Finding) (bool, stri
 }
 
 // everyContainer and everyFinding judge nothing.
-func everyContainer(*drift.Container) (bool, string) { return true, "" }
+func everyContainer(*drift.Container) (bool, string, error) { return true, "", nil }
 
-func everyFinding(*drift.Finding) (bool, string) { return true, "" }
+func everyFinding(*drift.Finding) (bool, string, error) { return true, "", nil }

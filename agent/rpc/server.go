@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
 )
@@ -51,12 +52,12 @@ func (s *Server) Serve(ctx context.Context, listeners ...*Listener) error {
 	<-ctx.Done()
 
 	close(s.service.ending)
-	late := time.AfterFunc(s.service.options.Limits.Stop, func() {
+	deadline := time.AfterFunc(s.service.options.Limits.Stop, func() {
 		for _, server := range servers {
 			server.Stop()
 		}
 	})
-	defer late.Stop()
+	defer deadline.Stop()
 	var stopping sync.WaitGroup
 	for _, server := range servers {
 		stopping.Go(server.GracefulStop)
@@ -82,9 +83,9 @@ func (e *listenerError) Unwrap() error { return e.err }
 // server makes the gRPC server of one listener.
 func (s *Server) server(listener *Listener) *grpc.Server {
 	limits := s.service.options.Limits
-	age := keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}
+	age := keepalive.ServerParameters{Time: limits.Silence, Timeout: limits.Silence / 3}
 	if !listener.local {
-		age.MaxConnectionIdle, age.MaxConnectionAge, age.MaxConnectionAgeGrace = 5*time.Minute, limits.Age, time.Minute
+		age.MaxConnectionIdle, age.MaxConnectionAge, age.MaxConnectionAgeGrace = limits.Age/12, limits.Age, limits.Age/60
 	}
 	server := grpc.NewServer(
 		grpc.Creds(listener.credentials),
@@ -95,6 +96,7 @@ func (s *Server) server(listener *Listener) *grpc.Server {
 		grpc.KeepaliveParams(age),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
+		grpc.InTapHandle(s.arriving),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
 	)
@@ -106,15 +108,41 @@ func (s *Server) server(listener *Listener) *grpc.Server {
 	return server
 }
 
+// late is the context's key of the timer that ends a call whose request does not come.
+type late struct{}
+
+// arriving bounds the time from a call's headers to its request. gRPC waits for that
+// before it asks any interceptor, for as long as the connection lives.
+func (s *Server) arriving(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	return context.WithValue(ctx, late{}, time.AfterFunc(s.service.options.Limits.Arrival, cancel)), nil
+}
+
+func arrived(ctx context.Context) {
+	if timer, ok := ctx.Value(late{}).(*time.Timer); ok {
+		timer.Stop()
+	}
+}
+
+// arrivingStream is a stream whose first message is its request.
+type arrivingStream struct{ grpc.ServerStream }
+
+// RecvMsg implements [grpc.ServerStream].
+func (s arrivingStream) RecvMsg(message any) error {
+	defer arrived(s.Context())
+	return s.ServerStream.RecvMsg(message)
+}
+
 // unary and stream make of a panic an answer: one call must not end the agent.
 func (s *Server) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (response any, err error) {
 	defer s.recovered(info.FullMethod, &err)
+	arrived(ctx)
 	return handle(ctx, request)
 }
 
 func (s *Server) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	defer s.recovered(info.FullMethod, &err)
-	return handle(service, stream)
+	return handle(service, arrivingStream{stream})
 }
 
 func (s *Server) recovered(method string, err *error) {

@@ -42,10 +42,13 @@ type Limits struct {
 	Send      time.Duration // for one message of a stream; who takes longer is cut off
 	Heartbeat time.Duration // after so long without a message
 	Scan      time.Duration // for one look
+	Filter    int           // steps of some 30 ns that a call's filter takes; a watch's, from heartbeat to heartbeat
 
 	Connections int           // on each listener; what comes above is closed
 	Handshake   time.Duration // to get from accepted to speaking HTTP/2
+	Silence     time.Duration // of a client before it is asked whether it is there; it has a third of that to answer
 	Streams     int           // at the same time, of one connection
+	Arrival     time.Duration // for a request to come whole, once it has begun
 	Request     int           // bytes
 	Stop        time.Duration // for calls to end after the agent is told to
 	Age         time.Duration // of a TCP connection; its client is then looked at again
@@ -55,7 +58,8 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Watches: 64, Scans: 4, Send: 10 * time.Second, Heartbeat: 15 * time.Second, Scan: time.Minute,
-		Connections: 128, Handshake: 5 * time.Second, Streams: 32, Request: 1 << 20, Stop: 5 * time.Second, Age: time.Hour,
+		Filter: 30_000_000, Connections: 128, Handshake: 5 * time.Second, Silence: 30 * time.Second, Streams: 32,
+		Arrival: 10 * time.Second, Request: 64 << 10, Stop: 5 * time.Second, Age: time.Hour,
 	}
 }
 
@@ -66,9 +70,12 @@ func (l Limits) orDefaults() Limits {
 	or(&l.Send, d.Send)
 	or(&l.Heartbeat, d.Heartbeat)
 	or(&l.Scan, d.Scan)
+	or(&l.Filter, d.Filter)
 	or(&l.Connections, d.Connections)
 	or(&l.Handshake, d.Handshake)
+	or(&l.Silence, d.Silence)
 	or(&l.Streams, d.Streams)
+	or(&l.Arrival, d.Arrival)
 	or(&l.Request, d.Request)
 	or(&l.Stop, d.Stop)
 	or(&l.Age, d.Age)

@@ -112,12 +112,17 @@ func headOf(c drift.Container) *v1.Container {
 			Role: text(string(pod.Role)), Add: texts(pod.Add), Drop: texts(pod.Drop), Privileged: pod.Privileged,
 			AllowPrivilegeEscalation: pod.AllowPrivilegeEscalation, RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot,
 			HostUsers: pod.HostUsers, RuntimeClass: text(pod.RuntimeClass), Source: text(pod.Source),
+			SeccompProfile: maybeText(pod.SeccompProfile), ReadOnlyRootFilesystem: pod.ReadOnlyRootFilesystem,
+			PodLevel: &v1.PodLevel{
+				RunAsUser: pod.PodLevel.RunAsUser, RunAsNonRoot: pod.PodLevel.RunAsNonRoot, SeccompProfile: maybeText(pod.PodLevel.SeccompProfile),
+			},
 		}
 	}
 	if cri := c.Declared.CRI; cri != nil {
 		container.Declared.Cri = &v1.CriSecurity{
 			Add: texts(cri.Add), Drop: texts(cri.Drop), AddAmbient: texts(cri.AddAmbient), Privileged: cri.Privileged,
 			NoNewPrivileges: cri.NoNewPrivileges, RunAsUser: cri.RunAsUser, UserNamespace: cri.UserNamespace,
+			SeccompProfile: maybeText(cri.SeccompProfile), ReadOnlyRootFilesystem: cri.ReadOnlyRootFilesystem,
 		}
 	}
 	return container
@@ -195,6 +200,13 @@ func toSet(s capdecode.Set) *v1.Set { return &v1.Set{Bits: uint64(s), Names: s.N
 
 // text makes valid UTF-8, without which no message can be sent.
 func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+func maybeText(s *string) *string {
+	if s == nil {
+		return nil
+	}
+	return new(text(*s))
+}
 
 func texts(list []string) []string {
 	valid := make([]string, len(list))

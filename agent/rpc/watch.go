@@ -50,10 +50,10 @@ func (s *Service) Watch(request *v1.WatchRequest, stream v1.AgentService_WatchSe
 	wants := func(t v1.WatchTopic) bool { return len(request.Topics) == 0 || slices.Contains(request.Topics, t) }
 	w.containers.wanted, w.findings.wanted = wants(v1.WatchTopic_WATCH_TOPIC_CONTAINERS), wants(v1.WatchTopic_WATCH_TOPIC_FINDINGS)
 	var err error
-	if w.containers.chooser, err = chooseContainers("container_filter", request.ContainerFilter); err != nil {
+	if w.containers.chooser, err = s.chooseContainers("container_filter", request.ContainerFilter); err != nil {
 		return err
 	}
-	if w.findings.chooser, err = choose("finding_filter", request.FindingFilter); err != nil {
+	if w.findings.chooser, err = s.choose("finding_filter", request.FindingFilter); err != nil {
 		return err
 	}
 	w.question = question("watch", flag(w.containers.wanted), flag(w.findings.wanted), request.ContainerFilter, request.FindingFilter,
@@ -125,6 +125,7 @@ func (w *watch) run(after agent.Position, subscription agent.Subscription) error
 				return err
 			}
 		case <-beat.C:
+			w.containers.steps, w.findings.steps = w.service.options.Limits.Filter, w.service.options.Limits.Filter
 			if err := w.heartbeat(); err != nil {
 				return err
 			}
@@ -203,13 +204,13 @@ func (w *watch) snapshot(view agent.View) error {
 }
 
 // noting judges, and notes what the client gets.
-func noting[T any](t *topic, judge func(*T) (bool, string), id func(*T) string) func(*T) (bool, string) {
-	return func(item *T) (bool, string) {
-		taken, undecided := judge(item)
+func noting[T any](t *topic, judge func(*T) (bool, string, error), id func(*T) string) func(*T) (bool, string, error) {
+	return func(item *T) (bool, string, error) {
+		taken, undecided, err := judge(item)
 		if taken && t.filter != nil {
 			t.has[id(item)] = true
 		}
-		return taken, undecided
+		return taken, undecided, err
 	}
 }
 
@@ -281,7 +282,10 @@ func (w *watch) container(change agent.Change) error {
 		return nil
 	}
 	view, _ := w.service.feed.View()
-	taken, undecided := w.containers.takesContainer(&view.Report.Node, change.Container)
+	taken, undecided, err := w.containers.takesContainer(&view.Report.Node, change.Container)
+	if err != nil {
+		return err
+	}
 	tell := func(kind v1.ContainerChange_Kind, container *v1.Container, at agent.Position) error {
 		return w.send(&v1.WatchResponse{Event: &v1.WatchResponse_Container{Container: &v1.ContainerChange{Kind: kind, Container: container}}}, at, change.At)
 	}
@@ -315,11 +319,18 @@ func (w *watch) finding(change agent.Change) error {
 	}
 	view, _ := w.service.feed.View()
 	var container *drift.Container
+	var process *drift.Process
 	at := slices.IndexFunc(view.Report.Containers, func(c drift.Container) bool { return c.ID == change.Finding.ContainerID })
 	if at >= 0 {
 		container = &view.Report.Containers[at]
+		if at := slices.IndexFunc(container.Processes, func(p drift.Process) bool { return p.PID == change.Finding.PID }); at >= 0 {
+			process = &container.Processes[at]
+		}
 	}
-	taken, undecided := w.findings.takesFinding(&view.Report.Node, container, change.Finding)
+	taken, undecided, err := w.findings.takesFinding(&view.Report.Node, container, process, change.Finding)
+	if err != nil {
+		return err
+	}
 	event := &v1.FindingChange{Kind: findingChanges[change.Kind], Resolved: text(change.Resolved)}
 	switch w.findings.decide(change.Finding.ID, taken, change.Kind == agent.FindingOpened, change.Kind == agent.FindingResolved) {
 	case untold:

@@ -13,6 +13,8 @@
 // empty filter takes everything. A wrong one is INVALID_ARGUMENT with a
 // google.rpc.BadRequest that names the field and the column, and a
 // google.rpc.ErrorInfo of reason FILTER_INVALID with line and column in its metadata.
+// One that takes too long is RESOURCE_EXHAUSTED with reason FILTER_TOO_COSTLY, and
+// would be again.
 // What a filter cannot judge is told too, and marked: see Container.undecided.
 //
 // Absent is not zero: what was not told, or could not be read, is absent (a
@@ -585,7 +587,7 @@ func (x UserNamespace_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UserNamespace_Relation.Descriptor instead.
 func (UserNamespace_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44, 0}
 }
 
 // GetNodeRequest asks for the node.
@@ -3223,7 +3225,7 @@ func (x *Declared) GetBundle() *OciSecurity {
 }
 
 // PodSecurity is the part of a pod spec that decides one container's
-// capabilities, as written; what the container does not say is taken from its
+// privileges, as written; what the container does not say is taken from its
 // pod. Source: Kubernetes core/v1 SecurityContext, PodSecurityContext.
 type PodSecurity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3247,7 +3249,14 @@ type PodSecurity struct {
 	// runtimeClassName; empty when it is not said.
 	RuntimeClass string `protobuf:"bytes,9,opt,name=runtime_class,json=runtimeClass,proto3" json:"runtime_class,omitempty"`
 	// Where it was read, for people: "kubelet", "pods.yaml, document 3".
-	Source        string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
+	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
+	// seccompProfile.type, as written; absent when there is none.
+	SeccompProfile *string `protobuf:"bytes,11,opt,name=seccomp_profile,json=seccompProfile,proto3,oneof" json:"seccomp_profile,omitempty"`
+	// readOnlyRootFilesystem; absent when it is not said.
+	ReadOnlyRootFilesystem *bool `protobuf:"varint,12,opt,name=read_only_root_filesystem,json=readOnlyRootFilesystem,proto3,oneof" json:"read_only_root_filesystem,omitempty"`
+	// What the pod's own securityContext says, whether or not the container says
+	// otherwise.
+	PodLevel      *PodLevel `protobuf:"bytes,13,opt,name=pod_level,json=podLevel,proto3" json:"pod_level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3352,7 +3361,92 @@ func (x *PodSecurity) GetSource() string {
 	return ""
 }
 
-// CriSecurity is the part of a CRI ContainerConfig that decides capabilities, as
+func (x *PodSecurity) GetSeccompProfile() string {
+	if x != nil && x.SeccompProfile != nil {
+		return *x.SeccompProfile
+	}
+	return ""
+}
+
+func (x *PodSecurity) GetReadOnlyRootFilesystem() bool {
+	if x != nil && x.ReadOnlyRootFilesystem != nil {
+		return *x.ReadOnlyRootFilesystem
+	}
+	return false
+}
+
+func (x *PodSecurity) GetPodLevel() *PodLevel {
+	if x != nil {
+		return x.PodLevel
+	}
+	return nil
+}
+
+// PodLevel is a pod's own securityContext.
+type PodLevel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// runAsUser; absent when it is not said.
+	RunAsUser *int64 `protobuf:"varint,1,opt,name=run_as_user,json=runAsUser,proto3,oneof" json:"run_as_user,omitempty"`
+	// runAsNonRoot; absent when it is not said.
+	RunAsNonRoot *bool `protobuf:"varint,2,opt,name=run_as_non_root,json=runAsNonRoot,proto3,oneof" json:"run_as_non_root,omitempty"`
+	// seccompProfile.type, as written; absent when there is none.
+	SeccompProfile *string `protobuf:"bytes,3,opt,name=seccomp_profile,json=seccompProfile,proto3,oneof" json:"seccomp_profile,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PodLevel) Reset() {
+	*x = PodLevel{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodLevel) ProtoMessage() {}
+
+func (x *PodLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodLevel.ProtoReflect.Descriptor instead.
+func (*PodLevel) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PodLevel) GetRunAsUser() int64 {
+	if x != nil && x.RunAsUser != nil {
+		return *x.RunAsUser
+	}
+	return 0
+}
+
+func (x *PodLevel) GetRunAsNonRoot() bool {
+	if x != nil && x.RunAsNonRoot != nil {
+		return *x.RunAsNonRoot
+	}
+	return false
+}
+
+func (x *PodLevel) GetSeccompProfile() string {
+	if x != nil && x.SeccompProfile != nil {
+		return *x.SeccompProfile
+	}
+	return ""
+}
+
+// CriSecurity is the part of a CRI ContainerConfig that decides privileges, as
 // written. Source: k8s.io/cri-api LinuxContainerSecurityContext.
 type CriSecurity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3370,13 +3464,18 @@ type CriSecurity struct {
 	RunAsUser *int64 `protobuf:"varint,6,opt,name=run_as_user,json=runAsUser,proto3,oneof" json:"run_as_user,omitempty"`
 	// The pod has a user namespace of its own.
 	UserNamespace bool `protobuf:"varint,7,opt,name=user_namespace,json=userNamespace,proto3" json:"user_namespace,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// seccomp, as a pod spec names it: "RuntimeDefault", "Localhost", "Unconfined";
+	// absent where none is given.
+	SeccompProfile *string `protobuf:"bytes,8,opt,name=seccomp_profile,json=seccompProfile,proto3,oneof" json:"seccomp_profile,omitempty"`
+	// readonly_rootfs.
+	ReadOnlyRootFilesystem bool `protobuf:"varint,9,opt,name=read_only_root_filesystem,json=readOnlyRootFilesystem,proto3" json:"read_only_root_filesystem,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *CriSecurity) Reset() {
 	*x = CriSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3487,7 @@ func (x *CriSecurity) String() string {
 func (*CriSecurity) ProtoMessage() {}
 
 func (x *CriSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3500,7 @@ func (x *CriSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CriSecurity.ProtoReflect.Descriptor instead.
 func (*CriSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CriSecurity) GetAdd() []string {
@@ -3453,6 +3552,20 @@ func (x *CriSecurity) GetUserNamespace() bool {
 	return false
 }
 
+func (x *CriSecurity) GetSeccompProfile() string {
+	if x != nil && x.SeccompProfile != nil {
+		return *x.SeccompProfile
+	}
+	return ""
+}
+
+func (x *CriSecurity) GetReadOnlyRootFilesystem() bool {
+	if x != nil {
+		return x.ReadOnlyRootFilesystem
+	}
+	return false
+}
+
 // OciSecurity is the part of an OCI runtime spec that decides capabilities.
 type OciSecurity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3472,7 +3585,7 @@ type OciSecurity struct {
 
 func (x *OciSecurity) Reset() {
 	*x = OciSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +3597,7 @@ func (x *OciSecurity) String() string {
 func (*OciSecurity) ProtoMessage() {}
 
 func (x *OciSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +3610,7 @@ func (x *OciSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OciSecurity.ProtoReflect.Descriptor instead.
 func (*OciSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OciSecurity) GetCapabilities() *CapabilitySets {
@@ -3548,7 +3661,7 @@ type Set struct {
 
 func (x *Set) Reset() {
 	*x = Set{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +3673,7 @@ func (x *Set) String() string {
 func (*Set) ProtoMessage() {}
 
 func (x *Set) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +3686,7 @@ func (x *Set) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Set.ProtoReflect.Descriptor instead.
 func (*Set) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Set) GetBits() uint64 {
@@ -3610,7 +3723,7 @@ type CapabilitySets struct {
 
 func (x *CapabilitySets) Reset() {
 	*x = CapabilitySets{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3735,7 @@ func (x *CapabilitySets) String() string {
 func (*CapabilitySets) ProtoMessage() {}
 
 func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3748,7 @@ func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapabilitySets.ProtoReflect.Descriptor instead.
 func (*CapabilitySets) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CapabilitySets) GetInheritable() *Set {
@@ -3717,7 +3830,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3729,7 +3842,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3742,7 +3855,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Process) GetPid() int32 {
@@ -3878,7 +3991,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +4003,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +4016,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Thread) GetTid() int32 {
@@ -3961,7 +4074,7 @@ type UserNamespace struct {
 
 func (x *UserNamespace) Reset() {
 	*x = UserNamespace{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3973,7 +4086,7 @@ func (x *UserNamespace) String() string {
 func (*UserNamespace) ProtoMessage() {}
 
 func (x *UserNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3986,7 +4099,7 @@ func (x *UserNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNamespace.ProtoReflect.Descriptor instead.
 func (*UserNamespace) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *UserNamespace) GetRelation() UserNamespace_Relation {
@@ -4052,7 +4165,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4177,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4190,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Finding) GetId() string {
@@ -4441,7 +4554,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x04_podB\x06\n" +
 	"\x04_criB\x06\n" +
 	"\x04_ociB\t\n" +
-	"\a_bundle\"\x95\x03\n" +
+	"\a_bundle\"\xe9\x04\n" +
 	"\vPodSecurity\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x10\n" +
 	"\x03add\x18\x02 \x03(\tR\x03add\x12\x12\n" +
@@ -4456,10 +4569,22 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"host_users\x18\b \x01(\bH\x02R\thostUsers\x88\x01\x01\x12#\n" +
 	"\rruntime_class\x18\t \x01(\tR\fruntimeClass\x12\x16\n" +
 	"\x06source\x18\n" +
-	" \x01(\tR\x06sourceB\x1d\n" +
+	" \x01(\tR\x06source\x12,\n" +
+	"\x0fseccomp_profile\x18\v \x01(\tH\x03R\x0eseccompProfile\x88\x01\x01\x12>\n" +
+	"\x19read_only_root_filesystem\x18\f \x01(\bH\x04R\x16readOnlyRootFilesystem\x88\x01\x01\x122\n" +
+	"\tpod_level\x18\r \x01(\v2\x15.capdrift.v1.PodLevelR\bpodLevelB\x1d\n" +
 	"\x1b_allow_privilege_escalationB\x0e\n" +
 	"\f_run_as_userB\r\n" +
-	"\v_host_users\"\xfc\x01\n" +
+	"\v_host_usersB\x12\n" +
+	"\x10_seccomp_profileB\x1c\n" +
+	"\x1a_read_only_root_filesystem\"\xc1\x01\n" +
+	"\bPodLevel\x12#\n" +
+	"\vrun_as_user\x18\x01 \x01(\x03H\x00R\trunAsUser\x88\x01\x01\x12*\n" +
+	"\x0frun_as_non_root\x18\x02 \x01(\bH\x01R\frunAsNonRoot\x88\x01\x01\x12,\n" +
+	"\x0fseccomp_profile\x18\x03 \x01(\tH\x02R\x0eseccompProfile\x88\x01\x01B\x0e\n" +
+	"\f_run_as_userB\x12\n" +
+	"\x10_run_as_non_rootB\x12\n" +
+	"\x10_seccomp_profile\"\xf9\x02\n" +
 	"\vCriSecurity\x12\x10\n" +
 	"\x03add\x18\x01 \x03(\tR\x03add\x12\x12\n" +
 	"\x04drop\x18\x02 \x03(\tR\x04drop\x12\x1f\n" +
@@ -4470,8 +4595,11 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"privileged\x12*\n" +
 	"\x11no_new_privileges\x18\x05 \x01(\bR\x0fnoNewPrivileges\x12#\n" +
 	"\vrun_as_user\x18\x06 \x01(\x03H\x00R\trunAsUser\x88\x01\x01\x12%\n" +
-	"\x0euser_namespace\x18\a \x01(\bR\ruserNamespaceB\x0e\n" +
-	"\f_run_as_user\"\xd8\x01\n" +
+	"\x0euser_namespace\x18\a \x01(\bR\ruserNamespace\x12,\n" +
+	"\x0fseccomp_profile\x18\b \x01(\tH\x01R\x0eseccompProfile\x88\x01\x01\x129\n" +
+	"\x19read_only_root_filesystem\x18\t \x01(\bR\x16readOnlyRootFilesystemB\x0e\n" +
+	"\f_run_as_userB\x12\n" +
+	"\x10_seccomp_profile\"\xd8\x01\n" +
 	"\vOciSecurity\x12?\n" +
 	"\fcapabilities\x18\x01 \x01(\v2\x1b.capdrift.v1.CapabilitySetsR\fcapabilities\x12*\n" +
 	"\x11no_new_privileges\x18\x02 \x01(\bR\x0fnoNewPrivileges\x12\x10\n" +
@@ -4605,7 +4733,7 @@ func file_capdrift_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_capdrift_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_capdrift_v1_agent_proto_goTypes = []any{
 	(WatchTopic)(0),                // 0: capdrift.v1.WatchTopic
 	(ContainerView)(0),             // 1: capdrift.v1.ContainerView
@@ -4653,16 +4781,17 @@ var file_capdrift_v1_agent_proto_goTypes = []any{
 	(*Pod)(nil),                    // 43: capdrift.v1.Pod
 	(*Declared)(nil),               // 44: capdrift.v1.Declared
 	(*PodSecurity)(nil),            // 45: capdrift.v1.PodSecurity
-	(*CriSecurity)(nil),            // 46: capdrift.v1.CriSecurity
-	(*OciSecurity)(nil),            // 47: capdrift.v1.OciSecurity
-	(*Set)(nil),                    // 48: capdrift.v1.Set
-	(*CapabilitySets)(nil),         // 49: capdrift.v1.CapabilitySets
-	(*Process)(nil),                // 50: capdrift.v1.Process
-	(*Thread)(nil),                 // 51: capdrift.v1.Thread
-	(*UserNamespace)(nil),          // 52: capdrift.v1.UserNamespace
-	(*Finding)(nil),                // 53: capdrift.v1.Finding
-	(*timestamppb.Timestamp)(nil),  // 54: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 55: google.protobuf.Duration
+	(*PodLevel)(nil),               // 46: capdrift.v1.PodLevel
+	(*CriSecurity)(nil),            // 47: capdrift.v1.CriSecurity
+	(*OciSecurity)(nil),            // 48: capdrift.v1.OciSecurity
+	(*Set)(nil),                    // 49: capdrift.v1.Set
+	(*CapabilitySets)(nil),         // 50: capdrift.v1.CapabilitySets
+	(*Process)(nil),                // 51: capdrift.v1.Process
+	(*Thread)(nil),                 // 52: capdrift.v1.Thread
+	(*UserNamespace)(nil),          // 53: capdrift.v1.UserNamespace
+	(*Finding)(nil),                // 54: capdrift.v1.Finding
+	(*timestamppb.Timestamp)(nil),  // 55: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 56: google.protobuf.Duration
 }
 var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	31, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
@@ -4676,11 +4805,11 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	33, // 8: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
 	42, // 9: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
 	33, // 10: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
-	53, // 11: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
+	54, // 11: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
 	33, // 12: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
 	0,  // 13: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
 	1,  // 14: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
-	54, // 15: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	55, // 15: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
 	20, // 16: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
 	21, // 17: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
 	22, // 18: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
@@ -4693,26 +4822,26 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	34, // 25: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
 	33, // 26: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
 	42, // 27: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
-	53, // 28: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
+	54, // 28: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
 	5,  // 29: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
 	42, // 30: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
 	6,  // 31: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
-	53, // 32: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
+	54, // 32: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
 	7,  // 33: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
 	32, // 34: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
 	37, // 35: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
 	33, // 36: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
-	54, // 37: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
+	55, // 37: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
 	34, // 38: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
 	21, // 39: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
 	22, // 40: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
 	23, // 41: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
-	54, // 42: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
-	54, // 43: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
+	55, // 42: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
+	55, // 43: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
 	35, // 44: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
 	36, // 45: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
-	54, // 46: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
-	55, // 47: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
+	55, // 46: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
+	56, // 47: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
 	37, // 48: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
 	38, // 49: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
 	39, // 50: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
@@ -4721,46 +4850,47 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	43, // 53: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
 	2,  // 54: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
 	44, // 55: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	50, // 56: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	54, // 57: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	51, // 56: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	55, // 57: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
 	45, // 58: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	46, // 59: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	47, // 60: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	47, // 61: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	49, // 62: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	48, // 63: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	48, // 64: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	48, // 65: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	48, // 66: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	48, // 67: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	52, // 68: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	49, // 69: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 70: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	51, // 71: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	49, // 72: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	8,  // 73: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 74: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 75: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 76: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	43, // 77: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	48, // 78: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	9,  // 79: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	12, // 80: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	14, // 81: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	16, // 82: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	18, // 83: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	29, // 84: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 85: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	13, // 86: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	15, // 87: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	17, // 88: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	19, // 89: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	30, // 90: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	85, // [85:91] is the sub-list for method output_type
-	79, // [79:85] is the sub-list for method input_type
-	79, // [79:79] is the sub-list for extension type_name
-	79, // [79:79] is the sub-list for extension extendee
-	0,  // [0:79] is the sub-list for field type_name
+	47, // 59: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	48, // 60: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	48, // 61: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	46, // 62: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	50, // 63: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	49, // 64: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	49, // 65: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	49, // 66: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	49, // 67: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	49, // 68: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	53, // 69: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	50, // 70: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,  // 71: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	52, // 72: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	50, // 73: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	8,  // 74: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,  // 75: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,  // 76: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,  // 77: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	43, // 78: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	49, // 79: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	9,  // 80: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	12, // 81: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	14, // 82: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	16, // 83: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	18, // 84: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	29, // 85: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10, // 86: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	13, // 87: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	15, // 88: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	17, // 89: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	19, // 90: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	30, // 91: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	86, // [86:92] is the sub-list for method output_type
+	80, // [80:86] is the sub-list for method input_type
+	80, // [80:80] is the sub-list for extension type_name
+	80, // [80:80] is the sub-list for extension extendee
+	0,  // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }
@@ -4793,17 +4923,18 @@ func file_capdrift_v1_agent_proto_init() {
 	file_capdrift_v1_agent_proto_msgTypes[35].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[36].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[37].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[41].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[38].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[42].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[43].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[44].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[45].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capdrift_v1_agent_proto_rawDesc), len(file_capdrift_v1_agent_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

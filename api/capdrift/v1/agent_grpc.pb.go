@@ -13,6 +13,8 @@
 // empty filter takes everything. A wrong one is INVALID_ARGUMENT with a
 // google.rpc.BadRequest that names the field and the column, and a
 // google.rpc.ErrorInfo of reason FILTER_INVALID with line and column in its metadata.
+// One that takes too long is RESOURCE_EXHAUSTED with reason FILTER_TOO_COSTLY, and
+// would be again.
 // What a filter cannot judge is told too, and marked: see Container.undecided.
 //
 // Absent is not zero: what was not told, or could not be read, is absent (a
