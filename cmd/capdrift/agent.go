@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -90,6 +91,11 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 	}
 	level := new(slog.LevelVar)
 	log := newLogger(c.Log, level, cmd.ErrOrStderr())
+	if os.Getenv("GOGC") == "" {
+		// The heap is one picture of the node, and for the time of a sweep a second one.
+		// Memory counts on every node; the collector's work does not, at a few sweeps a minute.
+		debug.SetGCPercent(50)
+	}
 	parts, err := assemble(c, log)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -380,6 +381,10 @@ func (c *client) explained(ctx context.Context, err error) error {
 			return fmt.Errorf("the agent cannot answer now: %s", message)
 		}
 		return fmt.Errorf("the agent cannot answer now: %s; to wait for it, add --wait", message)
+	case codes.ResourceExhausted:
+		if filterTooCostly(err) {
+			return usageError{fmt.Errorf("--filter: %s", message)}
+		}
 	case codes.InvalidArgument:
 		if wrong := wrongFilter(answer); wrong != "" {
 			return usageError{fmt.Errorf("--filter: %s", wrong)}
@@ -449,6 +454,14 @@ func wrongFilter(answer *rpcstatus.Status) string {
 		}
 	}
 	return ""
+}
+
+// filterTooCostly tells whether the agent gave up on our filter, as it would again.
+func filterTooCostly(err error) bool {
+	return slices.ContainsFunc(rpcstatus.Convert(err).Details(), func(detail any) bool {
+		info, ok := detail.(*errdetails.ErrorInfo)
+		return ok && info.Reason == "FILTER_TOO_COSTLY"
+	})
 }
 
 // said is text of an agent, as much of it as anybody reads, safe to show.

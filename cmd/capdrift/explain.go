@@ -18,6 +18,7 @@ import (
 // explainOptions are the flags of `capdrift explain`.
 type explainOptions struct {
 	lookOptions
+	packs packOptions
 
 	namespace string
 	format    string
@@ -36,6 +37,7 @@ type page struct {
 	Arrival      []string        `json:"arrival"` // the same in words
 	Findings     []drift.Finding `json:"findings"`
 	Coverage     drift.Coverage  `json:"coverage"`
+	Policy       *policyView     `json:"policy,omitempty"` // of the packs that were asked for
 }
 
 const explainSchema = "capdrift.explain/v1"
@@ -52,10 +54,15 @@ process came to be in the container, as far as /proc tells.
 The container is named by its name, by POD/CONTAINER or NAMESPACE/POD/CONTAINER, or by its id or
 the start of it; a process by its pid. Capabilities are named in any spelling; without any, all
 are explained that some layer names or holds. Where pod specs are not asked for (--kubeconfig,
---kubelet, --pods), the pod's column says "?".`,
+--kubelet, --pods), the pod's column says "?".
+
+With --pack it also says which of the pack's rules the container fails, on paper and in the kernel,
+and shows one securityContext that satisfies them and keeps what the processes are seen to hold; what
+nobody can see is marked as a guess.`,
 		Example: `  capdrift explain web-7d4b9c6f5-x2kqp/nginx
   capdrift explain 15425 SYS_ADMIN
-  capdrift explain nginx --pods pods.yaml -o json`,
+  capdrift explain nginx --pods pods.yaml -o json
+  capdrift explain nginx --pack pss-restricted`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			asked, err := o.validate(args[1:])
@@ -66,6 +73,7 @@ are explained that some layer names or holds. Where pod specs are not asked for 
 		},
 	}
 	o.addFlags(cmd)
+	o.packs.addFlags(cmd, "say what this pack's rules make of the container too: one that is built in, or a file")
 	flags := cmd.Flags()
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "look for the container in this namespace only")
 	flags.StringVarP(&o.format, "output", "o", "text", "output format: text, json, yaml")
@@ -89,6 +97,10 @@ func (o *explainOptions) validate(names []string) (asked capdecode.Set, err erro
 }
 
 func (o *explainOptions) run(cmd *cobra.Command, target string, asked capdecode.Set) error {
+	packs, err := o.packs.choose()
+	if err != nil {
+		return printableError(err)
+	}
 	host := o.host()
 	report, err := o.look(cmd.Context(), host)
 	if err != nil {
@@ -99,6 +111,11 @@ func (o *explainOptions) run(cmd *cobra.Command, target string, asked capdecode.
 		return err
 	}
 	page := explained(report, c, p, asked, host)
+	if len(o.packs.packs) > 0 {
+		if page.Policy, err = viewOf(report, c, packs); err != nil {
+			return printableError(err)
+		}
+	}
 	w := cmd.OutOrStdout()
 	switch o.format {
 	case "json":
@@ -244,6 +261,9 @@ func (p page) write(w io.Writer, t table) error {
 			paragraph(&out, "    → ", finding.Remedy)
 			pasted(&out, finding.Paste)
 		}
+	}
+	if p.Policy != nil {
+		p.Policy.write(&out)
 	}
 	_, err := io.WriteString(w, out.String())
 	return err

@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(scanCommand(), agentCommand(), getCommand(), watchCommand(), explainCommand(), predictCommand(), decodeCommand(), versionCommand())
+	root.AddCommand(scanCommand(), auditCommand(), agentCommand(), getCommand(), watchCommand(), explainCommand(), predictCommand(), decodeCommand(), policyCommand(), versionCommand())
 
 	err := root.ExecuteContext(ctx)
 	var found findingsError

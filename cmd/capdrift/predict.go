@@ -238,13 +238,18 @@ func severityOf(name string) drift.Severity {
 	return severity
 }
 
-// printableError shows each line of an error that may quote a manifest.
+// printableError shows each line of an error that may quote a file.
 func printableError(err error) error {
 	var lines []string
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		lines = append(lines, printable(line))
 	}
-	return errors.New(strings.Join(lines, "\ncapdrift: "))
+	shown := errors.New(strings.Join(lines, "\ncapdrift: "))
+	var usage usageError
+	if errors.As(err, &usage) {
+		return usageError{shown}
+	}
+	return shown
 }
 
 // readManifests reads all that -f names and returns what was good beside a joined error.
@@ -354,20 +359,11 @@ func (o *predictOptions) forecast(without []kube.Skipped) forecast {
 func (f forecast) foresee(m kube.Manifest, runtimes []string, imageUser *uint32) ([]foreseen, error) {
 	one := foreseen{Source: m.File, Document: m.Document, Line: m.Line, Kind: m.Kind, Namespace: m.Namespace, Name: m.Name}
 	if m.Raw != nil {
-		layer, err := cri.DecodeContainerConfig(m.Raw)
+		name, layer, err := decodeContainerConfig(m)
 		if err != nil {
-			return nil, &kube.ManifestError{File: m.File, Document: m.Document, Line: m.Line, Err: err}
+			return nil, err
 		}
-		var config struct {
-			Metadata struct {
-				Name string `json:"name"`
-			} `json:"metadata"`
-		}
-		if err := json.Unmarshal(m.Raw, &config); err != nil {
-			err = errors.New("metadata.name of the CRI container config is no string") // the decoder's own words quote it
-			return nil, &kube.ManifestError{File: m.File, Document: m.Document, Line: m.Line, Err: err}
-		}
-		one.Container = config.Metadata.Name
+		one.Container = name
 		f.predict(&one, nil, layer, runtimes, imageUser)
 		return []foreseen{one}, nil
 	}
@@ -379,6 +375,24 @@ func (f forecast) foresee(m kube.Manifest, runtimes []string, imageUser *uint32)
 		containers = append(containers, one)
 	}
 	return containers, nil
+}
+
+// decodeContainerConfig reads a CRI container config, and its container's name.
+func decodeContainerConfig(m kube.Manifest) (name string, layer drift.CRI, err error) {
+	layer, err = cri.DecodeContainerConfig(m.Raw)
+	if err != nil {
+		return "", layer, &kube.ManifestError{File: m.File, Document: m.Document, Line: m.Line, Err: err}
+	}
+	var config struct {
+		Metadata struct {
+			Name string `json:"name"`
+		} `json:"metadata"`
+	}
+	if err := json.Unmarshal(m.Raw, &config); err != nil {
+		err = errors.New("metadata.name of the CRI container config is no string") // the decoder's own words quote it
+		return "", layer, &kube.ManifestError{File: m.File, Document: m.Document, Line: m.Line, Err: err}
+	}
+	return config.Metadata.Name, layer, nil
 }
 
 func (f forecast) predict(one *foreseen, pod *drift.PodSecurity, layer drift.CRI, runtimes []string, imageUser *uint32) {

@@ -78,10 +78,11 @@ func (w escapingWriter) Write(text []byte) (int, error) {
 }
 
 // cell makes text safe to open in a spreadsheet besides: a leading =, +, -, @,
-// tab or carriage return starts a formula there, so it gets an apostrophe.
+// tab or carriage return starts a formula there, the first four also in the full width
+// of East Asian text, so it gets an apostrophe.
 func cell(text string) string {
 	text = printable(text)
-	if text != "" && strings.ContainsRune("=+-@", rune(text[0])) {
+	if first, _ := utf8.DecodeRuneInString(text); text != "" && strings.ContainsRune("=+-@＝＋－＠", first) {
 		return "'" + text
 	}
 	return text

@@ -1,24 +1,19 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/capdrift/capdrift/drift"
 )
 
 // scanOptions are the flags of `capdrift scan`.
 type scanOptions struct {
-	lookOptions
-	client  clientOptions // of --agent; unused without it
-	looking []string      // the flags of lookOptions
+	sourceOptions
 
 	failOn    string
 	namespace string
@@ -66,8 +61,6 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 	}
 	o.addFlags(cmd)
 	flags := cmd.Flags()
-	flags.VisitAll(func(flag *pflag.Flag) { o.looking = append(o.looking, flag.Name) })
-	o.client.addFlags(cmd, "", 2*time.Minute)
 	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when a finding is at or above this severity: critical, high, medium, low, info")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "show only containers of pods in this namespace")
 	flags.StringVar(&o.container, "container", "", "show only containers with this name, or whose id starts so")
@@ -92,32 +85,6 @@ func severityNames() []string {
 		names = append(names, severity.String())
 	}
 	return names
-}
-
-// oneOrOther tells the flags of the two ways to look apart.
-func (o *scanOptions) oneOrOther(cmd *cobra.Command) error {
-	if cmd.Flags().Changed("agent") {
-		for _, flag := range o.looking {
-			if cmd.Flags().Changed(flag) {
-				return fmt.Errorf("--%s says how this program looks at the node; with --agent the agent looks, as it is configured", flag)
-			}
-		}
-		return o.client.validate()
-	}
-	for _, flag := range clientFlags {
-		if cmd.Flags().Changed(flag) {
-			return fmt.Errorf("--%s is about an agent: name it with --agent", flag)
-		}
-	}
-	return nil
-}
-
-// report is of a look that is taken now, here or by the agent.
-func (o *scanOptions) report(ctx context.Context) (drift.Report, error) {
-	if o.client.agent != "" {
-		return o.client.scan(ctx)
-	}
-	return o.look(ctx, o.host())
 }
 
 func (o *scanOptions) validate() error {
@@ -160,20 +127,12 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	switch {
 	case report.Runtime == nil:
 		return errors.New("no container runtime answered, so nothing could be compared with its declaration (the coverage says why)")
-	case o.failOn != "" && worst >= o.threshold():
+	case o.failOn != "" && worst >= severityOf(o.failOn):
 		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", worst, o.failOn)}
 	case o.filtering() && !slices.ContainsFunc(report.Containers, func(c drift.Container) bool { _, ok := o.keep(c); return ok }):
 		return fmt.Errorf("no running container matches %s", o.filterText())
 	}
 	return nil
-}
-
-func (o *scanOptions) threshold() drift.Severity {
-	var severity drift.Severity
-	if err := severity.UnmarshalText([]byte(o.failOn)); err != nil {
-		panic(err) // validate has accepted it
-	}
-	return severity
 }
 
 func worstFinding(findings []drift.Finding) drift.Severity {

@@ -97,6 +97,7 @@ const tryAgain = time.Second
 var hinted = map[cri.EventKind]drift.RuntimeEventKind{
 	cri.ContainerCreated: drift.EventCreated, cri.Started: drift.EventStarted, cri.ExecStarted: drift.EventExecStarted,
 	cri.Exited: drift.EventExited, cri.Deleted: drift.EventDeleted, cri.Connected: drift.EventMissed, cri.Overflow: drift.EventMissed,
+	cri.Blind: drift.EventMissed, // it is away, perhaps, which is to be said
 }
 
 // listeners opens all places where the agent is reached.
@@ -173,25 +174,33 @@ func serveMetrics(ctx context.Context, address string, handler http.Handler) err
 	return nil
 }
 
-// openJournal opens the journal, or says why there is none: an agent whose disk
-// fails still watches.
-func openJournal(c journalConfig, log *slog.Logger) (*journal.Journal, error) {
+// openJournal opens the journal and returns what was open when the agent ended last. An
+// agent whose disk fails still watches, and says so: only another agent ends it.
+func openJournal(c journalConfig, log *slog.Logger) (*recorder, former, error) {
 	if c.Dir == "" {
-		return nil, nil
+		return nil, former{}, nil
 	}
-	j, found, err := journal.Open(c.Dir, journal.Options{MaxBytes: c.MaxBytes})
+	r := &recorder{now: time.Now, open: func(readOnly bool) (*journal.Journal, error) {
+		opened, found, err := journal.Open(c.Dir, journal.Options{MaxBytes: c.MaxBytes, ReadOnly: readOnly})
+		if err == nil && len(found.Damage) > 0 {
+			log.Warn("the journal was damaged", "damage", found.Damage, "lost", found.Lost, "setAside", found.SetAside)
+		}
+		return opened, err
+	}}
+	before, err := r.begin()
 	switch {
 	case errors.Is(err, journal.ErrLocked):
-		return nil, fmt.Errorf("journal.dir: %w: another agent runs on this node", err)
+		return nil, former{}, fmt.Errorf("journal.dir: %w: another agent runs on this node", err)
 	case err != nil:
-		log.Error("the journal cannot be opened, so nothing is remembered", "dir", c.Dir, "error", err)
-		return nil, nil
+		log.Error("the journal cannot be opened, so nothing is remembered until it can", "dir", c.Dir, "error", err)
+	default:
+		records, bytes := r.Depth()
+		log.Info("the journal is open", "dir", c.Dir, "records", records, "bytes", bytes)
 	}
-	log.Info("the journal is open", "dir", c.Dir, "records", found.Records, "bytes", found.Bytes)
-	if len(found.Damage) > 0 {
-		log.Warn("the journal was damaged", "damage", found.Damage, "lost", found.Lost, "setAside", found.SetAside)
+	for _, err := range before.unreadable {
+		log.Warn("left out", "error", err)
 	}
-	return j, nil
+	return r, before, nil
 }
 
 // parts are what an agent is made of.
@@ -210,12 +219,13 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	if err != nil {
 		return parts{}, err
 	}
-	kept, err := openJournal(c.Journal, log)
+	kept, before, err := openJournal(c.Journal, log)
 	if err != nil {
 		return parts{}, err
 	}
 	runtime := &dialing{options: cri.Options{Endpoint: c.Runtime.Endpoint, Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}}
-	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true}), c.Node.Name}
+	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true, Readers: 1}), c.Node.Name}
+	thorough := named{host.With(proc.Options{Threads: threadBudget, Readers: 1}), c.Node.Name}
 	members := host.Members()
 
 	var loop *agent.Loop
@@ -223,19 +233,12 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	var inner agent.Journal
 	config := agent.Loop{Given: given, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, After: time.After}
 	if kept != nil {
-		stored, inner = kept, recorder{kept}
-		open, boot, unreadable, err := recorder{kept}.remembered()
-		if err != nil {
-			return parts{}, errors.Join(err, kept.Close())
-		}
-		for _, err := range unreadable {
-			log.Warn("left out", "error", err)
-		}
-		config.Open, config.BootID = open, boot
+		stored, inner = kept, kept
+		config.Open, config.BootID = before.open, before.bootID
 	}
 	counted := metrics.New(versionText(), time.Now, func() (agent.View, bool) { return loop.View() }, stored)
 	config.Host, config.Runtime = counted.Host(host), counted.Runtime(runtime)
-	config.Threads = counted.Host(named{proc.New(c.Node.HostRoot, proc.Options{Threads: threadBudget}), c.Node.Name})
+	config.Threads = counted.Host(thorough)
 	config.Members, config.Journal = counted.Members(following{members}), counted.Journal(inner)
 	events := make(chan drift.RuntimeEvent)
 	config.Events = events

@@ -210,6 +210,8 @@ func (w *watcher) mayGoOn(err error) bool {
 		return w.token != "" // without our place it may be a good question
 	case codes.Unauthenticated, codes.PermissionDenied, codes.Unimplemented:
 		return false
+	case codes.ResourceExhausted:
+		return !filterTooCostly(err)
 	}
 	var unreadable unreadableError
 	return !errors.As(err, &unreadable)

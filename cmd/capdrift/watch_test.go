@@ -13,6 +13,10 @@ import (
 	"syscall"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	rpcstatus "google.golang.org/grpc/status"
+
 	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/drift"
 )
@@ -275,5 +279,19 @@ func TestWatchEndsWithASignal(t *testing.T) {
 		if err := program.Wait(); err != nil {
 			t.Errorf("after %v it ended with %v", signal, err)
 		}
+	}
+}
+
+// TestWatchDoesNotAskAgainWhatIsTooCostly: a busy agent is asked again, one that gave up on
+// the filter is not.
+func TestWatchDoesNotAskAgainWhatIsTooCostly(t *testing.T) {
+	busy := rpcstatus.New(codes.ResourceExhausted, "too many watches")
+	costly, err := busy.WithDetails(&errdetails.ErrorInfo{Reason: "FILTER_TOO_COSTLY"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &watcher{}
+	if !w.mayGoOn(busy.Err()) || w.mayGoOn(costly.Err()) {
+		t.Errorf("busy %v, too costly %v", w.mayGoOn(busy.Err()), w.mayGoOn(costly.Err()))
 	}
 }

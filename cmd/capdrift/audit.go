@@ -1,0 +1,325 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/capdrift/capdrift/drift"
+	"github.com/capdrift/capdrift/kube"
+	"github.com/capdrift/capdrift/policy"
+)
+
+// auditOptions are the flags of `capdrift audit`.
+type auditOptions struct {
+	sourceOptions
+	manifests    []string // FILE, DIR or -; without any a node is looked at
+	packs        packOptions
+	exceptions   string
+	showExcepted bool
+	failOn       string
+	matching     filterOptions
+	output       outputOptions
+}
+
+// auditFormats is the registry of `-o` beside the table.
+var auditFormats = map[string]func(io.Writer, audit) error{
+	"json":  func(w io.Writer, a audit) error { return writeJSON(w, a.published()) },
+	"jsonl": writeAuditLines,
+	"csv":   func(w io.Writer, a audit) error { return writeAuditCSV(w, a, true) },
+	"sarif": func(w io.Writer, a audit) error { return writeJSON(w, a.sarif()) },
+	"junit": writeJUnit,
+}
+
+func auditOutputs() []string {
+	return append([]string{"table"}, slices.Sorted(maps.Keys(auditFormats))...)
+}
+
+func auditCommand() *cobra.Command {
+	var o auditOptions
+	cmd := &cobra.Command{
+		Use:   "audit",
+		Short: "Judge this node's containers by hardening rules, on paper and in the kernel",
+		Long: `Judge every container of this node by hardening rules: on paper, by what was declared for it, and in
+the kernel, by what its processes and threads hold. Where the two disagree no scanner of manifests
+can tell; those results come first. The rules are those of the packs that are built in (capdrift
+policy list), or of the packs that --pack names (docs/policy.md).
+
+It looks at the node as capdrift scan does, with the same flags and needs, or has an agent look
+(--agent). With --manifests it asks no node: manifests are judged on paper alone, and what the
+kernel will hold stays unknown.
+
+--fail-on counts what fails on paper or in the kernel, and drift findings, unless an exception
+accepts them. What could not be judged lets nothing pass: then the status is 1.
+
+Exit status: 0 done, 1 could not do it, or --fail-on could not be told, 2 wrong usage, 3 something
+fails at or above --fail-on.`,
+		Example: `  capdrift audit
+  capdrift audit --pack cis --pack our.yaml --exceptions exceptions.yaml --fail-on high
+  capdrift audit --pack pss-restricted --filter 'pod.namespace == "shop"' --wide
+  capdrift audit -o sarif > audit.sarif
+  helm template . | capdrift audit --manifests - --pack pss-restricted --fail-on medium -o junit`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.validate(cmd); err != nil {
+				return usageError{err}
+			}
+			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd) })(cmd, args)
+		},
+	}
+	o.addFlags(cmd)
+	flags := cmd.Flags()
+	flags.StringArrayVar(&o.manifests, "manifests", nil, "judge a file of manifests, a directory of such files, or - for standard input, on paper alone; may be repeated")
+	o.packs.addFlags(cmd, "judge by this pack: one that is built in, or a file (default: all that are built in)")
+	flags.StringVar(&o.exceptions, "exceptions", "", "a file of what was accepted, by whom and until when")
+	flags.BoolVar(&o.showExcepted, "show-excepted", false, "list in the table what exceptions accept; it is always counted, and in the other formats marked")
+	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when something fails at or above this severity: critical, high, medium, low, info")
+	o.matching.addFlags(cmd)
+	flags.StringVarP(&o.output.format, "output", "o", "table", "output format: "+strings.Join(auditOutputs(), ", "))
+	flags.StringVar(&o.output.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
+	flags.BoolVar(&o.output.wide, "wide", false, "list in the table every container that fails a rule, and what fails there")
+	flags.BoolVar(&o.output.noHeaders, "no-headers", false, "leave out the heading lines of tables and of CSV")
+	for flag, ends := range map[string][]string{"manifests": {"yaml", "yml", "json"}, "exceptions": {"yaml", "yml"}} {
+		if err := cmd.MarkFlagFilename(flag, ends...); err != nil {
+			panic(err) // a flag of this name was just defined
+		}
+	}
+	complete(cmd, "fail-on", severityNames()...)
+	complete(cmd, "output", auditOutputs()...)
+	complete(cmd, "color", "auto", "always", "never")
+	return cmd
+}
+
+func (o *auditOptions) validate(cmd *cobra.Command) error {
+	if err := o.oneOrOther(cmd); err != nil {
+		return err
+	}
+	if len(o.manifests) > 0 {
+		for _, flag := range append([]string{"agent"}, o.looking...) {
+			if cmd.Flags().Changed(flag) {
+				return fmt.Errorf("--%s says how to look at a node; with --manifests none is looked at", flag)
+			}
+		}
+	}
+	switch {
+	case len(slices.DeleteFunc(slices.Clone(o.manifests), func(name string) bool { return name != stdin })) > 1:
+		return errors.New("--manifests=-: standard input can be read only once")
+	case o.failOn != "" && !slices.Contains(severityNames(), o.failOn):
+		return fmt.Errorf("--fail-on=%s: want one of %s", printable(o.failOn), strings.Join(severityNames(), ", "))
+	case !slices.Contains(auditOutputs(), o.output.format):
+		return fmt.Errorf("--output=%s: want one of %s", printable(o.output.format), strings.Join(auditOutputs(), ", "))
+	}
+	if err := (&outputOptions{format: "table", color: o.output.color}).validate(); err != nil {
+		return err
+	}
+	if err := o.matching.validate(); err != nil {
+		return err
+	}
+	return o.lookOptions.validate()
+}
+
+// audit is a report that was held against a policy.
+type audit struct {
+	report drift.Report
+	rules  *policy.Policy
+	policy.Judgement
+	// places are where the containers of manifests were read, by their ids; nil
+	// where a node was looked at.
+	places map[string]manifestPlace
+	unread error // manifests, beside which the others were judged
+}
+
+// manifestPlace is where a manifest was read.
+type manifestPlace struct {
+	File     string `json:"file"`
+	Document int    `json:"document"`
+	Line     int    `json:"line"`
+	Kind     string `json:"kind"` // "" for a CRI ContainerConfig
+}
+
+// unseen says what was not looked at, a line each: no format may pass for whole.
+func (a audit) unseen() (lines []string) {
+	if a.unread != nil {
+		lines = strings.Split(a.unread.Error(), "\n")
+	}
+	for _, limit := range a.report.Coverage.Limits {
+		if limit.Blind {
+			lines = append(lines, limit.What+": "+limit.Why)
+		}
+	}
+	return lines
+}
+
+// onPaper tells whether only what was declared is judged.
+func (a audit) onPaper() bool { return a.places != nil }
+
+// run audits, prints, and turns what fails into the exit status.
+func (o *auditOptions) run(cmd *cobra.Command) error {
+	rules, err := o.policy()
+	if err != nil {
+		return printableError(err)
+	}
+	a := audit{rules: rules}
+	if len(o.manifests) > 0 {
+		a.report, a.places, a.unread = o.declared(cmd)
+	} else if a.report, err = o.report(cmd.Context()); err != nil {
+		return err
+	}
+	unjudged, err := o.judge(&a, time.Now())
+	if err != nil {
+		return err
+	}
+	if len(a.report.Containers) > 0 || !a.onPaper() || o.output.format != "table" {
+		if err := o.write(cmd.OutOrStdout(), a); err != nil {
+			return fmt.Errorf("writing the audit: %w", err)
+		}
+	}
+	if unjudged != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", unjudged)
+	}
+	switch {
+	case a.unread != nil:
+		return printableError(a.unread)
+	case a.onPaper() && len(a.places) == 0:
+		return fmt.Errorf("nothing to judge: there is no container in %s", printable(strings.Join(o.manifests, ", ")))
+	case !a.onPaper() && a.report.Runtime == nil:
+		return errors.New("no container runtime answered, so nothing could be judged on paper (the coverage says why)")
+	}
+	return o.gate(a, unjudged)
+}
+
+// policy reads what --pack and --exceptions name.
+func (o *auditOptions) policy() (*policy.Policy, error) {
+	packs, err := o.packs.choose()
+	if err != nil {
+		return nil, err
+	}
+	exceptions, err := readExceptions(o.exceptions)
+	if err != nil {
+		return nil, err
+	}
+	return policy.Compile(packs, exceptions)
+}
+
+// judge holds what the filter keeps of the report against the policy. A container
+// is kept whole, whatever of it the filter was about. What became of exceptions is
+// told of the whole report: one is not unused because its containers are not shown.
+func (o *auditOptions) judge(a *audit, now time.Time) (unjudged string, err error) {
+	whole := a.report
+	kept, unjudged, err := o.matching.apply(whole, func(drift.Container) bool { return true })
+	if err != nil {
+		return "", err
+	}
+	if o.matching.compiled == nil {
+		a.Judgement = a.rules.Judge(whole, now)
+		return "", nil
+	}
+	shown := make(map[string]bool)
+	for _, c := range kept.Containers {
+		shown[c.ID] = true
+	}
+	a.report.Containers = slices.DeleteFunc(slices.Clone(whole.Containers), func(c drift.Container) bool { return !shown[c.ID] })
+	a.report.Findings = kept.Findings
+	exceptions := a.rules.Judge(whole, now).Exceptions
+	a.Judgement = a.rules.Judge(a.report, now)
+	a.Exceptions = exceptions
+	return unjudged, nil
+}
+
+// gate is --fail-on. It opens only where everything was judged.
+func (o *auditOptions) gate(a audit, unjudged string) error {
+	if o.failOn == "" {
+		return nil
+	}
+	threshold := severityOf(o.failOn)
+	var worst drift.Severity
+	unknown := 0
+	for _, r := range a.Results {
+		switch {
+		case r.Excepted != nil || r.Rule.Severity < threshold:
+		case r.Fails():
+			worst = max(worst, r.Rule.Severity)
+		case a.undecided(r):
+			unknown++
+		}
+	}
+	for _, f := range a.Findings {
+		if f.Excepted == nil {
+			worst = max(worst, f.Severity)
+		}
+	}
+	blind := slices.ContainsFunc(a.report.Coverage.Limits, func(l drift.Limit) bool { return l.Blind })
+	switch {
+	case worst >= threshold:
+		return findingsError{fmt.Errorf("something fails of severity %s, at or above --fail-on=%s", worst, o.failOn)}
+	case unknown > 0:
+		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, many(unknown, "result"))
+	case blind:
+		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but not all of the node was seen (the coverage says what was not)", o.failOn)
+	case unjudged != "":
+		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but --filter could not be told", o.failOn)
+	}
+	return nil
+}
+
+// undecided tells whether something of the result that was asked for is unknown:
+// of manifests nobody asks what the kernel holds.
+func (a audit) undecided(r policy.Result) bool {
+	return !r.Fails() && (r.Declared.Verdict == policy.Unknown || !a.onPaper() && r.Actual.Verdict == policy.Unknown)
+}
+
+// declared makes a report of manifests, in which no container has processes.
+func (o *auditOptions) declared(cmd *cobra.Command) (drift.Report, map[string]manifestPlace, error) {
+	manifests, unread := readManifests(cmd, o.manifests)
+	report := drift.Report{TakenAt: time.Now(), Node: drift.Node{CapLastCap: newestCap}, Containers: []drift.Container{}}
+	places := make(map[string]manifestPlace)
+	add := func(m kube.Manifest, name string, declared drift.Declared) {
+		c := drift.Container{Name: name, Declared: declared}
+		if m.Kind != "" {
+			c.Pod = &drift.Pod{Namespace: m.Namespace, Name: m.Name}
+		}
+		// The same wherever the file lies, so that results keep their ids.
+		id := strings.Join([]string{m.Kind, m.Namespace, m.Name, name}, "/")
+		c.ID = id
+		for n := 2; places[c.ID] != (manifestPlace{}); n++ {
+			c.ID = fmt.Sprintf("%s#%d", id, n)
+		}
+		places[c.ID] = manifestPlace{m.File, m.Document, m.Line, m.Kind}
+		report.Containers = append(report.Containers, c)
+	}
+	for _, m := range manifests.Objects {
+		if m.Raw != nil {
+			name, layer, err := decodeContainerConfig(m)
+			if err != nil {
+				unread = errors.Join(unread, err)
+				continue
+			}
+			add(m, name, drift.Declared{CRI: &layer})
+			continue
+		}
+		for _, c := range m.Pod.Containers {
+			add(m, c.Name, drift.Declared{Pod: &c.Security})
+		}
+	}
+	return report, places, unread
+}
+
+// write prints the audit in the format that was asked for.
+func (o *auditOptions) write(w io.Writer, a audit) error {
+	if o.output.format == "csv" && o.output.noHeaders {
+		return writeAuditCSV(w, a, false)
+	}
+	if format, ok := auditFormats[o.output.format]; ok {
+		return format(w, a)
+	}
+	return auditTable{
+		table:        table{colored: o.output.colored(w), wide: o.output.wide, noHeaders: o.output.noHeaders},
+		showExcepted: o.showExcepted,
+	}.write(w, a)
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/capdrift/capdrift/drift"
+)
+
+// sourceOptions are the flags of every command that takes its report from a look
+// of this program or of an agent.
+type sourceOptions struct {
+	lookOptions
+	client  clientOptions // of --agent; unused without it
+	looking []string      // the flags of lookOptions
+}
+
+func (o *sourceOptions) addFlags(cmd *cobra.Command) {
+	o.lookOptions.addFlags(cmd)
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) { o.looking = append(o.looking, flag.Name) })
+	o.client.addFlags(cmd, "", 2*time.Minute)
+}
+
+// oneOrOther tells the flags of the two ways to look apart.
+func (o *sourceOptions) oneOrOther(cmd *cobra.Command) error {
+	if cmd.Flags().Changed("agent") {
+		for _, flag := range o.looking {
+			if cmd.Flags().Changed(flag) {
+				return fmt.Errorf("--%s says how this program looks at the node; with --agent the agent looks, as it is configured", flag)
+			}
+		}
+		return o.client.validate()
+	}
+	for _, flag := range clientFlags {
+		if cmd.Flags().Changed(flag) {
+			return fmt.Errorf("--%s is about an agent: name it with --agent", flag)
+		}
+	}
+	return nil
+}
+
+// report is of a look that is taken now, here or by the agent.
+func (o *sourceOptions) report(ctx context.Context) (drift.Report, error) {
+	if o.client.agent != "" {
+		return o.client.scan(ctx)
+	}
+	return o.look(ctx, o.host())
+}
