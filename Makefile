@@ -24,7 +24,7 @@ PROTOC_GEN_GO_GRPC := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 PROTOC_TOOLS       := $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https://registry.npmjs.org)
 
-.PHONY: help build demo test checks lint lint-api generate unit node microvm conformance fuzz bench packages clean
+.PHONY: help build demo test checks lint lint-api generate unit node microvm conformance faults fuzz bench bench-agent packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabili
 conformance: ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
 	cd e2e && CAPDRIFT_CONFORMANCE=full $(E2E) -count=1 -v -run '^(TestPredictions|TestEveryCombination)$$' ./conformance ./podspec
 
+faults: ## trouble in full: a minute without a runtime, 100 kills, 10,000 processes, 2,000 containers (root)
+	cd e2e && CAPDRIFT_FAULTS=full $(E2E) -count=1 -v -run '^(TestRuntimeTrouble|TestKilledOften|TestManyProcesses|TestManyContainers)$$' ./live
+
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@for package in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
@@ -91,8 +94,12 @@ fuzz: ## every fuzz target for FUZZTIME (1m) each
 
 bench: packages $(BENCHSTAT) ## our sweep beside pscap and the floor, a cold scan beside /proc alone (root)
 	$(GO) test -run '^$$' -bench . -benchmem -count 6 ./proc ./cri | tee $(CACHE)/bench.txt
-	cd e2e && $(E2E) -run '^$$' -bench . -benchtime 5x -count 6 ./live | tee -a $(CACHE)/bench.txt
+	cd e2e && $(E2E) -run '^$$' -bench BenchmarkColdScan -benchtime 5x -count 6 ./live | tee -a $(CACHE)/bench.txt
 	cd $(CACHE) && $(BENCHSTAT) bench.txt
+
+bench-agent: ## how soon the agent tells, 200 times each way, and what it costs in ten minutes (root, quiet machine)
+	cd e2e && $(E2E) -run '^$$' -bench BenchmarkTold -benchtime 200x ./live
+	cd e2e && $(E2E) -run '^$$' -bench BenchmarkCost -benchtime 600x ./live
 
 # Debian's packages that the tests compare with: capsh and pscap.
 packages:

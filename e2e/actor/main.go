@@ -26,7 +26,8 @@
 //
 // # Steps that make processes
 //
-//	spawn=N         N children that sleep
+//	spawn=N         N children that sleep, of several threads each
+//	crowd=N         N children that sleep, of one thread each
 //	churn=N[:EVERY] N loops that start and reap short-lived children, one per EVERY
 //	                (a duration; without it as fast as possible), while the steps go on
 //	serve           obey standard input: "spawn" prints the new child's pid, "kill"
@@ -99,6 +100,7 @@ var steps = map[string]step{
 	"userns": inUserNamespace,
 	"ns":     inNamespacesOf,
 	"spawn":  spawn,
+	"crowd":  crowd,
 	"churn":  churn,
 	"serve":  serve,
 	"ready":  func(string, []string) error { _, err := fmt.Println("ready"); return err },

@@ -15,12 +15,11 @@ import (
 	"testing"
 	"time"
 
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
-// anAgent is a running `capdrift agent`.
+// anAgent is a running `capdrift agent`. It runs as it is deployed: as root without a
+// capability.
 type anAgent struct {
 	t      testing.TB
 	config string
@@ -28,29 +27,40 @@ type anAgent struct {
 	cmd    *exec.Cmd
 }
 
-// startAgent starts one on the node, with a journal of its own.
-func startAgent(t testing.TB) *anAgent {
+// startAgent starts one on the node, with a journal of its own. Settings are further lines of
+// its configuration.
+func startAgent(t testing.TB, settings ...string) *anAgent {
 	t.Helper()
 	dir := t.TempDir()
 	a := &anAgent{t: t, config: filepath.Join(dir, "agent.yaml"), socket: filepath.Join(dir, "run", "agent.sock")}
-	text := fmt.Sprintf("runtime: {endpoint: %q}\napi: {socket: %q}\njournal: {dir: %q}\n", theNode.Endpoint(), a.socket, filepath.Join(dir, "journal"))
-	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	a.configure(theNode.Endpoint(), settings...)
 	a.start()
 	t.Cleanup(func() { a.end(syscall.SIGTERM) })
 	return a
 }
 
+// configure writes what the agent is started with next.
+func (a *anAgent) configure(endpoint string, settings ...string) {
+	a.t.Helper()
+	lines := append([]string{
+		fmt.Sprintf("runtime: {endpoint: %q}", endpoint),
+		fmt.Sprintf("api: {socket: %q}", a.socket),
+		fmt.Sprintf("journal: {dir: %q}", filepath.Join(filepath.Dir(a.config), "journal")),
+	}, settings...)
+	if err := os.WriteFile(a.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
 func (a *anAgent) start() {
 	a.t.Helper()
-	a.cmd = exec.Command(filepath.Join(programs, "capdrift"), "agent", "--config", a.config)
+	a.cmd = exec.Command(filepath.Join(programs, "actor"), "bound=0", "exec="+filepath.Join(programs, "capdrift"), "agent", "--config", a.config)
 	a.cmd.Stderr = a.t.Output()
 	if err := a.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}
 	a.await("it has looked at its node", func() bool {
-		_, _, status, err := a.ask("get", "node", "-o", "json")
+		_, _, status, err := a.ask("get", "findings", "-o", "json")
 		return err == nil && status == 0
 	})
 }
@@ -147,72 +157,4 @@ func TestAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.await("they are over", func() bool { return a.findings(c.ID) == nil })
-
-	// A runtime that hangs is said, and what is known is still watched.
-	if err := syscall.Kill(theNode.RuntimePid(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	stopped := true
-	wake := func() {
-		if stopped {
-			stopped = false
-			_ = syscall.Kill(theNode.RuntimePid(), syscall.SIGCONT)
-		}
-	}
-	defer wake()
-	if pid, err = theNode.RuncExec(t.Context(), c, []string{"CAP_SYS_TIME"}, "name=debug", "ready", "sleep"); err != nil {
-		t.Fatal(err)
-	}
-	want = []string{fmt.Sprintf("critical bounding_excess %d", pid), fmt.Sprintf("critical permitted_excess %d", pid)}
-	a.await("both are open without the runtime", func() bool { return slices.Equal(a.findings(c.ID), want) })
-	wake()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	a.await("they are over", func() bool { return a.findings(c.ID) == nil })
-}
-
-// TestAgentFromPod: as it is meant to be deployed, with no capability at all, the agent sees
-// the whole node, and finds nothing about itself.
-func TestAgentFromPod(t *testing.T) {
-	n := onNode(t)
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	p := agentPod(n, "/proc", 0)
-	p.Container = "capdrift"
-	p.Command = []string{"/bin/capdrift"}
-	p.Args = []string{"agent", "--host-root", "/host", "--socket", "/run/capdrift/agent.sock", "--data-dir", "/run/capdrift/journal"}
-	p.Mounts = append(p.Mounts, &cri.Mount{HostPath: dir, ContainerPath: "/run/capdrift"})
-	others := run(t, node.Pod{Security: restricted()}, p)
-	a := &anAgent{t: t, socket: filepath.Join(dir, "agent.sock")}
-	a.await("it has looked at its node", func() bool {
-		_, _, status, err := a.ask("get", "node", "-o", "json")
-		return err == nil && status == 0
-	})
-	a.await("it sees itself", func() bool {
-		stdout, _, _, _ := a.ask("get", "containers", "-o", "name")
-		return strings.Contains(stdout, others[1].ID) || strings.Contains(stdout, "capdrift")
-	})
-	stdout, stderr, status, err := a.ask("scan", "-o", "json")
-	if err != nil || status != 0 {
-		t.Fatalf("scan: status %d, %v: %s", status, err, stderr)
-	}
-	r := parse(t, stdout)
-	for i, c := range others {
-		seen := r.container(t, c.ID)
-		if seen.Observation != "observed" || len(seen.Processes) == 0 {
-			t.Errorf("container %d: %+v", i, seen)
-		}
-		if got := r.about(c.ID); i == 1 && got != nil {
-			t.Errorf("the agent finds about itself %q", got)
-		}
-	}
-	if !r.Coverage.Complete {
-		t.Errorf("%+v", r.Coverage)
-	}
-	if held := r.container(t, others[1].ID).Processes[0].Caps.Permitted.Hex; held != "0000000000000000" {
-		t.Errorf("the agent holds %s", held)
-	}
 }

@@ -70,7 +70,7 @@ func (d debian) provision(ctx context.Context, packages []string) (qemu string, 
 	if err := d.unpack(ctx, wanted); err != nil {
 		return "", err
 	}
-	return qemu, d.makeDisk(ctx)
+	return qemu, d.makeDisk(ctx, d.disk())
 }
 
 // tree is where a package is unpacked.
@@ -202,11 +202,11 @@ func (d debian) aptUpdate(ctx context.Context) error {
 	return err
 }
 
-// makeDisk makes the file system for /var. It must be a real one: the kernel of
+// makeDisk makes a file system for /var, unless it is there. It must be a real one: the kernel of
 // the guest has no idmapped mounts on tmpfs (they came with 6.3), which pods
 // with a user namespace need.
-func (d debian) makeDisk(ctx context.Context) error {
-	if _, err := os.Stat(d.disk()); err == nil {
+func (d debian) makeDisk(ctx context.Context, file string) error {
+	if _, err := os.Stat(file); err == nil {
 		return nil
 	}
 	var libs []string
@@ -215,7 +215,7 @@ func (d debian) makeDisk(ctx context.Context) error {
 			libs = append(libs, filepath.Join(d.tree(p), dir))
 		}
 	}
-	tmp := d.disk() + ".tmp"
+	tmp := file + ".tmp"
 	defer os.Remove(tmp)
 	_ = os.Remove(tmp)
 	e2fsprogs := d.tree("e2fsprogs")
@@ -226,7 +226,7 @@ func (d debian) makeDisk(ctx context.Context) error {
 	if _, err := output(cmd); err != nil {
 		return err
 	}
-	return os.Rename(tmp, d.disk())
+	return os.Rename(tmp, file)
 }
 
 // output runs a command and returns its standard output; an error carries what

@@ -28,7 +28,7 @@
 // # The guest
 //
 // Its root is the initramfs (tmpfs), /var and /tmp are an ext4 disk of 8 GiB
-// that starts empty each time. PID 1 is the static program in ./guest or, with
+// that starts empty each time, unless Config.Disk keeps it. PID 1 is the static program in ./guest or, with
 // Config.Systemd, Debian's systemd (then runtimes can use systemd's cgroups:
 // runc finds /run/systemd/private). There is no shell, and of libraries only
 // libc6 and systemd's: commands are best static. They run as root, in the cgroup /init or
@@ -65,6 +65,10 @@ type Config struct {
 	Commands []Command
 	Output   io.Writer // what the commands print, as it comes; nil drops it
 	Console  io.Writer // what kernel and init print; nil drops it, errors quote its end anyway; not Output
+
+	// Disk is a file that keeps what the guest writes to /var, for a guest that boots
+	// again; made if missing. The guest goes down without writing what it has in memory.
+	Disk string
 
 	Systemd    bool     // systemd is PID 1 and the commands run in a unit
 	MemoryMiB  int      // 4096 if zero
@@ -166,6 +170,13 @@ func Run(ctx context.Context, cfg Config) (statuses []int, err error) {
 		return nil, err
 	}
 
+	disk := "snapshot=on,file=" + deb.disk()
+	if cfg.Disk != "" {
+		if err := deb.makeDisk(ctx, cfg.Disk); err != nil {
+			return nil, err
+		}
+		disk = "file=" + cfg.Disk
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		// QEMU's own "microvm" boots half a second sooner, but has no clock besides
@@ -177,7 +188,7 @@ func Run(ctx context.Context, cfg Config) (statuses []int, err error) {
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-kernel", kernel, "-initrd", initrd,
 		"-append", strings.Join(slices.Concat(bootArgs, kernelArgs), " "),
-		"-drive", "if=none,id=var,format=raw,snapshot=on,cache=unsafe,file=" + deb.disk(),
+		"-drive", "if=none,id=var,format=raw,cache=unsafe," + disk,
 		"-device", "virtio-blk-pci,drive=var",
 		"-device", "virtio-serial-pci",
 	}

@@ -118,7 +118,7 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, exited: make(chan struct{}), closing: make(chan struct{}), shared: map[string]sandbox{}}
+	n := &Node{cfg: cfg, closing: make(chan struct{}), shared: map[string]sandbox{}}
 	if n.Root, n.lock, err = makeRoot(cfg.Parent); err != nil {
 		return nil, err
 	}
@@ -130,6 +130,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}()
 	go n.keepReaping()
 	if err := n.makeHandlers(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.configure(); err != nil {
 		return nil, err
 	}
 	if err := n.startDaemon(); err != nil {
@@ -220,7 +223,10 @@ state = '{{.Root}}/state'
 // runcRoot is runc's state folder; the shim adds the containerd namespace.
 func (n *Node) runcRoot() string { return filepath.Join(n.Root, "runc") }
 
-func (n *Node) startDaemon() error {
+// configuration is containerd's.
+func (n *Node) configuration() string { return filepath.Join(n.Root, "config.toml") }
+
+func (n *Node) configure() error {
 	if err := n.addNetwork(); err != nil {
 		return err
 	}
@@ -234,16 +240,16 @@ func (n *Node) startDaemon() error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(n.Root, "config.toml")
-	if err := os.WriteFile(path, config.Bytes(), 0o644); err != nil {
-		return err
-	}
-	log, err := os.Create(n.logFile())
+	return os.WriteFile(n.configuration(), config.Bytes(), 0o644)
+}
+
+func (n *Node) startDaemon() error {
+	log, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	n.daemon = exec.Command(n.program("containerd"), "--config", path)
+	n.daemon = exec.Command(n.program("containerd"), "--config", n.configuration())
 	n.daemon.Env = append(os.Environ(), "PATH="+n.cfg.Programs+":"+os.Getenv("PATH"))
 	n.daemon.Stdout, n.daemon.Stderr = log, log
 	// Its own session: Ctrl-C reaches the owner alone, which then closes the node in
@@ -252,11 +258,38 @@ func (n *Node) startDaemon() error {
 	if err := n.daemon.Start(); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
+	daemon, exited := n.daemon, make(chan struct{})
+	n.exited = exited
 	go func() {
-		_ = n.daemon.Wait() // how it ended is in its log
-		close(n.exited)
+		_ = daemon.Wait() // how it ended is in its log
+		close(exited)
 	}()
 	return nil
+}
+
+// StopRuntime ends containerd, and waits until it has ended. The containers run on.
+func (n *Node) StopRuntime(ctx context.Context) error {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	if err := n.daemon.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("end containerd: %w", err)
+	}
+	select {
+	case <-n.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting until containerd has ended: %w", ctx.Err())
+	}
+}
+
+// StartRuntime starts containerd again, with a new socket, and waits until it answers.
+func (n *Node) StartRuntime(ctx context.Context) error {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	if err := n.startDaemon(); err != nil {
+		return err
+	}
+	return n.answers(ctx)
 }
 
 func (n *Node) logFile() string { return filepath.Join(n.Root, "containerd.log") }
@@ -270,7 +303,16 @@ func (n *Node) connect(ctx context.Context) (err error) {
 		return err
 	}
 	n.runtime, n.images = cri.NewRuntimeServiceClient(n.conn), cri.NewImageServiceClient(n.conn)
-	err = Until(ctx, "containerd answers on its CRI socket", func() (bool, error) {
+	if err := n.answers(ctx); err != nil {
+		return err
+	}
+	n.client, err = containerd.New(n.socket(), containerd.WithDefaultRuntime("io.containerd.runc.v2"))
+	return err
+}
+
+// answers waits until it does.
+func (n *Node) answers(ctx context.Context) error {
+	err := Until(ctx, "containerd answers on its CRI socket", func() (bool, error) {
 		select {
 		case <-n.exited:
 			return false, errors.New("containerd ended")
@@ -285,8 +327,7 @@ func (n *Node) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return n.withLog(err)
 	}
-	n.client, err = containerd.New(n.socket(), containerd.WithDefaultRuntime("io.containerd.runc.v2"))
-	return err
+	return nil
 }
 
 // withLog adds the end of containerd's log to an error that it may explain.

@@ -201,6 +201,38 @@ func (n *Node) RuncExec(ctx context.Context, c *Container, capabilities []string
 	return pid, (&Container{log: name}).awaitReady(ctx, steps)
 }
 
+// TaskExec starts another process in a CRI container through containerd, as `ctr task exec`
+// does, with capabilities of its own, and waits until it is ready. containerd tells of it.
+func (n *Node) TaskExec(ctx context.Context, c *Container, capabilities []string, steps ...string) (pid int, err error) {
+	ctx, cancel := n.Within(namespaces.WithNamespace(ctx, criNamespace), time.Minute)
+	defer cancel()
+	container, err := n.client.LoadContainer(ctx, c.ID)
+	if err != nil {
+		return 0, err
+	}
+	task, err := container.Task(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	spec, err := container.Spec(ctx)
+	if err != nil {
+		return 0, err
+	}
+	process := *spec.Process
+	process.Args = append([]string{"/bin/actor"}, steps...)
+	process.Capabilities = &specs.LinuxCapabilities{Bounding: capabilities, Permitted: capabilities, Effective: capabilities}
+	id := "exec-" + newUID()
+	log := filepath.Join(n.Root, "logs", id)
+	started, err := task.Exec(ctx, id, &process, cio.LogFile(log))
+	if err != nil {
+		return 0, err
+	}
+	if err := started.Start(ctx); err != nil {
+		return 0, err
+	}
+	return int(started.Pid()), (&Container{log: log}).awaitReady(ctx, steps)
+}
+
 // runc runs runc; what a detached container writes goes to the file output, if named.
 func (n *Node) runc(ctx context.Context, output string, args ...string) error {
 	if output == "" {

@@ -34,6 +34,8 @@ type Pod struct {
 	// privileged or not, with the same namespaces. That is much cheaper than a pod of its own;
 	// Namespace and Name are then the node's choice.
 	Shared bool
+	// Group tells apart those that share a pod: one pod's shim has files open for each container.
+	Group string
 	// CgroupParent is the pod's cgroup; default one like the kubelet's: with systemd a
 	// slice, else a folder below the node's own cgroup.
 	CgroupParent string
@@ -128,7 +130,7 @@ func (n *Node) startSandbox(ctx context.Context, p Pod) (sandbox, error) {
 
 // sharedSandbox starts the pod for containers of p's kind when the first one comes.
 func (n *Node) sharedSandbox(ctx context.Context, p Pod) (sandbox, error) {
-	kind := fmt.Sprint(p.Handler, p.Security.Privileged, p.Security.NamespaceOptions)
+	kind := fmt.Sprint(p.Group, p.Handler, p.Security.Privileged, p.Security.NamespaceOptions)
 	n.sharing.Lock()
 	defer n.sharing.Unlock()
 	if s, ok := n.shared[kind]; ok {

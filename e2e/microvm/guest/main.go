@@ -151,12 +151,14 @@ func mountDisk() error {
 		return fmt.Errorf("mount %s on /var: %w", disk, err)
 	}
 	for dir, mode := range map[string]os.FileMode{"/var/lib": 0o755, "/var/log": 0o755, "/var/tmp": 0o777 | os.ModeSticky} {
-		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, mode)); err != nil {
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, mode)); err != nil {
 			return err
 		}
 	}
+	if err := os.Symlink("/run", "/var/run"); err != nil && !errors.Is(err, os.ErrExist) { // from an earlier boot
+		return err
+	}
 	return errors.Join(
-		os.Symlink("/run", "/var/run"),
 		wrap("bind /tmp", unix.Mount("/var/tmp", "/tmp", "", unix.MS_BIND, "")),
 	)
 }

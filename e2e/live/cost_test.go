@@ -1,0 +1,230 @@
+//go:build linux
+
+package live
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/capdrift/capdrift/e2e/node"
+)
+
+// The node that the agent's cost is measured on.
+const (
+	costContainers = 200
+	costProcesses  = 5000
+)
+
+// never is a cadence that does not come round while it is measured.
+const never = "1000h"
+
+// BenchmarkCost measures what the agent costs a node of 200 containers and 5,000 processes
+// where nothing happens; one iteration is a second, so run it with -benchtime 600x. Beside
+// the agent with its default settings run others that have one of its cadences each, and in
+// the end, once, the loop that a user would write instead.
+func BenchmarkCost(b *testing.B) {
+	if theNode == nil {
+		b.Skip("needs root, for a container runtime of its own; run: sudo make cost")
+	}
+	containers := crowded(b)
+	rows := []struct{ name, cadence string }{
+		{"all", "{}"},
+		{"membership", "{list: " + never + ", sweep: " + never + ", threads: " + never + "}"},
+		{"list", "{membership: " + never + ", sweep: " + never + ", threads: " + never + "}"},
+		{"sweep", "{membership: " + never + ", list: " + never + ", threads: " + never + "}"},
+		{"threads", "{membership: " + never + ", list: " + never + ", sweep: 1m, threads: 1m}"},
+		{"none", "{membership: " + never + ", list: " + never + ", sweep: " + never + ", threads: " + never + "}"},
+	}
+	agents := make([]*anAgent, len(rows))
+	for i, row := range rows {
+		agents[i] = startAgent(b, "cadence: "+row.cadence)
+	}
+	for _, a := range agents {
+		if n := a.processes(); n < costProcesses {
+			b.Fatalf("%d processes are seen, want %d", n, costProcesses)
+		}
+	}
+	runtime := theNode.RuntimePid()
+	settled := usage(b, agents[0].cmd.Process.Pid)
+	before := make([]time.Duration, len(agents))
+	for i, a := range agents {
+		before[i] = usage(b, a.cmd.Process.Pid).cpu
+	}
+	askedBefore := usage(b, runtime).cpu
+	began := time.Now()
+	var resident []int64
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for b.Loop() {
+		<-tick.C
+		resident = append(resident, usage(b, agents[0].cmd.Process.Pid).resident)
+	}
+	took := time.Since(began)
+	share := func(cpu time.Duration) float64 { return math.Round(cpu.Seconds()/took.Seconds()*1e4) / 100 }
+	for i, a := range agents {
+		b.ReportMetric(share(usage(b, a.cmd.Process.Pid).cpu-before[i]), rows[i].name+"-%core")
+	}
+	b.ReportMetric(share(usage(b, runtime).cpu-askedBefore)/float64(len(agents)), "containerd-%core/agent")
+	now := usage(b, agents[0].cmd.Process.Pid)
+	slices.Sort(resident)
+	b.ReportMetric(float64(resident[len(resident)/2])/(1<<20), "rss-median-MiB")
+	b.ReportMetric(float64(resident[len(resident)-1])/(1<<20), "rss-most-MiB")
+	b.ReportMetric(float64(now.descriptors-settled.descriptors), "fds-grown")
+	b.ReportMetric(float64(now.threads-settled.threads), "threads-grown")
+	b.ReportMetric(0, "ns/op")
+
+	round, err := byHand(b.Context(), containers)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(round.Seconds(), "by-hand-cpu-s/round")
+	b.ReportMetric(share(time.Duration(float64(round)*took.Seconds()/15)), "by-hand-every-15s-%core")
+}
+
+// crowded brings the node to its containers and processes until the benchmark ends.
+// Half of the containers have a pod of their own.
+func crowded(b *testing.B) []*node.Container {
+	b.Helper()
+	var group errgroup.Group
+	group.SetLimit(4)
+	containers := make([]*node.Container, costContainers)
+	for i := range containers {
+		group.Go(func() (err error) {
+			spec := pod(restricted(), "spawn=4", "crowd="+strconv.Itoa(costProcesses/costContainers-5), "ready", "sleep")
+			spec.Shared = i%2 == 0
+			containers[i], err = theNode.Run(b.Context(), spec)
+			return err
+		})
+	}
+	b.Cleanup(func() {
+		for _, c := range containers {
+			if c != nil {
+				if err := theNode.Remove(context.Background(), c); err != nil {
+					b.Error(err)
+				}
+			}
+		}
+	})
+	if err := group.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	return containers
+}
+
+// processes is how many the agent sees.
+func (a *anAgent) processes() int {
+	a.t.Helper()
+	stdout, stderr, status, err := a.ask("get", "node", "-o", "json")
+	if err != nil || status != 0 {
+		a.t.Fatalf("get node: status %d, %v: %s", status, err, stderr)
+	}
+	var answer struct {
+		Coverage struct{ Processes struct{ Observed int } }
+	}
+	if err := json.Unmarshal([]byte(stdout), &answer); err != nil {
+		a.t.Fatal(err)
+	}
+	return answer.Coverage.Processes.Observed
+}
+
+// used is what a process has used, and holds.
+type used struct {
+	cpu                  time.Duration
+	resident             int64
+	descriptors, threads int
+}
+
+// usage reads it from /proc; proc_pid_stat(5).
+func usage(t testing.TB, pid int) used {
+	t.Helper()
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	number := func(field int) int64 { // as the man page counts them
+		n, err := strconv.ParseInt(fields[field-3], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	open, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ticks = 100 // a second: USER_HZ
+	return used{
+		cpu:      time.Duration(number(14)+number(15)) * time.Second / ticks,
+		resident: number(24) * int64(os.Getpagesize()), descriptors: len(open), threads: int(number(20)),
+	}
+}
+
+// byHand is one round of the loop that a user would write: inspect each container, grep
+// the bitmaps of its processes, and decode with capsh what is new in it. It returns the
+// processor time of that, the runtime's own left out.
+func byHand(ctx context.Context, containers []*node.Container) (time.Duration, error) {
+	began, err := processorTime()
+	if err != nil {
+		return 0, err
+	}
+	var pids strings.Builder
+	for _, c := range containers {
+		text, err := theNode.Info(ctx, c)
+		if err != nil {
+			return 0, err
+		}
+		var info struct{ Pid int }
+		if err := json.Unmarshal(text, &info); err != nil {
+			return 0, err
+		}
+		fmt.Fprintln(&pids, info.Pid)
+	}
+	const loop = `while read init; do
+  cgroup=$(sed -n 's/^0:://p; s/^[0-9]*:pids://p' /proc/$init/cgroup | head -1)
+  for root in /sys/fs/cgroup /sys/fs/cgroup/pids; do
+    [ -e $root$cgroup/cgroup.procs ] && grep -h ^Cap $(sed 's|.*|/proc/&/status|' $root$cgroup/cgroup.procs) && break
+  done | sort -u | while read set bits; do capsh --decode=$bits; done
+done`
+	run := exec.CommandContext(ctx, "bash", "-c", loop)
+	run.Stdin = strings.NewReader(pids.String())
+	out, err := run.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		errors.As(err, &exit)
+		return 0, fmt.Errorf("the loop by hand: %w: %s", err, exit.Stderr)
+	}
+	if !slices.ContainsFunc(strings.Split(string(out), "\n"), func(line string) bool { return strings.Contains(line, "=") }) {
+		return 0, fmt.Errorf("the loop by hand decoded nothing: %.200s", out)
+	}
+	ended, err := processorTime()
+	return ended - began, err
+}
+
+// processorTime is what this process and the children it waited for have used.
+func processorTime() (total time.Duration, err error) {
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			return 0, err
+		}
+		total += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return total, nil
+}
