@@ -229,6 +229,9 @@ func (l *Loop) Run(ctx context.Context) error {
 			return nil
 		case answer := <-listings:
 			asking = false
+			if len(waiting) > 0 {
+				l.state.threadsAt = time.Time{} // who asks for a look gets a whole one
+			}
 			if changed := l.inventory(answer); changed || confirming || len(waiting) > 0 {
 				l.look(ctx)
 			}
@@ -355,7 +358,13 @@ func (l *Loop) look(ctx context.Context) {
 	if l.Threads != nil && !started.Before(s.threadsAt) {
 		host, threads, s.threadsAt = l.Threads, true, started.Add(l.Cadence.Threads)
 	}
-	sweep, err := host.Sweep(ctx, slices.Clone(s.listed))
+	given := slices.Clone(s.listed)
+	for i := range given {
+		if before := s.containers[given[i].ID]; before != nil && !threads {
+			given[i].Processes = before.Processes // and keeps them where it was at rest
+		}
+	}
+	sweep, err := host.Sweep(ctx, given)
 	if ctx.Err() != nil {
 		return
 	}

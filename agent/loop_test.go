@@ -434,6 +434,39 @@ func TestThreadsHaveACadenceOfTheirOwn(t *testing.T) {
 	}
 }
 
+// noted is a machine that notes with how many processes it is given its containers.
+type noted struct {
+	*machine
+	what  string
+	given *[]string
+}
+
+func (h noted) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	h.change(func() { *h.given = append(*h.given, fmt.Sprint(h.what, " ", len(given[0].Processes))) })
+	return h.machine.Sweep(ctx, given)
+}
+
+// TestLooksAreWholeWhereItMatters: an ordinary sweep says what is known, so that who was
+// at rest is not read again; a look with threads, and one that was asked for, does not.
+func TestLooksAreWholeWhereItMatters(t *testing.T) {
+	m, c := newMachine(), newClock()
+	var given []string
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host, l.Threads = noted{m, "leaders", &given}, noted{m, "all", &given} })
+	last := func() (what string) {
+		m.change(func() { what = given[len(given)-1] })
+		return what
+	}
+	if got := last(); got != "all 0" {
+		t.Errorf("the first look: %q", got)
+	}
+	passes(t, c, "a sweep", func() bool { return last() == "leaders 1" })
+	if _, err := loop.Scan(t.Context()); err != nil || last() != "all 0" {
+		t.Errorf("asked for: %q, %v", last(), err)
+	}
+	passes(t, c, "a sweep again", func() bool { return last() == "leaders 1" })
+	passes(t, c, "the look at threads", func() bool { return last() == "all 0" })
+}
+
 // slow is a machine whose runtime answers when the test lets it, and with what was
 // true when it was asked.
 type slow struct {

@@ -66,6 +66,7 @@ type FS struct {
 type memory struct {
 	sweeps atomic.Uint32 // turns which threads a budget too small for all reads
 	births atomic.Pointer[births]
+	rests  atomic.Pointer[map[string]rest]
 	places atomic.Pointer[map[string]place] // where the last sweep found each container
 }
 

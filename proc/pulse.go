@@ -65,15 +65,8 @@ func (m *Members) openPulse(h hierarchy, root string) *pulse {
 		p.users++
 		return p
 	}
-	var usage string
-	switch {
-	case m.descriptors+2 > m.most:
-		return nil
-	case h == hierarchy{}:
-		usage = path.Join(directory, "cpu.stat")
-	case h.directory == "pids":
-		usage = path.Join(hierarchy{directory: "cpuacct"}.at(root), "cpuacct.usage")
-	default:
+	usage := usageFile(h, root)
+	if usage == "" || m.descriptors+2 > m.most {
 		return nil
 	}
 	tasks, err := open(m.tree.fd, path.Join(directory, "pids.current"), unix.O_NOFOLLOW)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -142,7 +143,7 @@ func (r *reader) pids(fd int) (list []int, err error) {
 	return list, err
 }
 
-// allPIDs lists the processes of the node.
+// allPIDs lists the processes of the node, in order.
 func (r *reader) allPIDs() ([]int, error) {
 	fd, err := open(r.proc, ".", unix.O_DIRECTORY)
 	if err != nil {
@@ -153,6 +154,7 @@ func (r *reader) allPIDs() ([]int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
 	}
+	slices.Sort(list)
 	return list, nil
 }
 

@@ -31,7 +31,9 @@ import (
 //     no longer listed there has ended or moved, and its pid may mean another, so what
 //     was read of it is dropped.
 //
-// Containers keep their order; those that were not given come after them.
+// Containers keep their order; those that were not given come after them. A container
+// that is given with the processes that the last sweep told of it keeps them where none
+// of them ran since; give it without, and each is read.
 func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sweep, error) {
 	dir, err := openDirectory(fs.proc)
 	if err != nil {
@@ -48,9 +50,13 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	if births := fs.births.Load(); births != nil {
 		s.look.births = *births
 	}
+	if rests := fs.rests.Load(); rests != nil {
+		s.rested = *rests
+	}
 	for _, c := range containers {
+		before := c.Processes
 		c.Processes = nil
-		s.groups = append(s.groups, &group{container: c, given: true, silent: c.Observation == drift.UnsupportedRuntime})
+		s.groups = append(s.groups, &group{container: c, before: before, given: true, silent: c.Observation == drift.UnsupportedRuntime})
 	}
 	if s.tree, err = openTree(fs.cgroup); err != nil {
 		return drift.Sweep{}, err
@@ -72,6 +78,8 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		slices.SortFunc(s.births, func(a, b birth) int { return a.pid - b.pid })
 		fs.births.Store(&s.births)
 	}
+	rests := s.rests()
+	fs.rests.Store(&rests)
 	out := s.result()
 	fs.places.Store(&s.places)
 	return out, nil
@@ -94,6 +102,7 @@ type sweep struct {
 	namespaceRoot string      // of the reader's cgroup namespace
 	unrooted      atomic.Bool // it could not be found
 
+	rested  map[string]rest  // what the last sweep left, by container
 	births  births           // of the processes that were read, for the next sweep
 	places  map[string]place // of the containers, by their id, for who follows them
 	threads drift.ThreadCoverage
@@ -103,6 +112,7 @@ type sweep struct {
 // group is the processes of one container, or of one cgroup that looks like one.
 type group struct {
 	container drift.Container
+	before    []drift.Process // that it was given with
 	given     bool
 	silent    bool // its processes are not to be read
 	alone     bool // the cgroups below its own are not its
@@ -111,6 +121,8 @@ type group struct {
 	unknown   bool // some of its processes were not read by an earlier sweep
 	hierarchy hierarchy
 	root      string // "" when no cgroup was found
+	used      string // the processor time of its cgroup, before its processes were listed
+	resting   bool   // none of them ran since they were read
 	pids      []int
 	decoys    []string // cgroups below that are named like a given container
 	processes []drift.Process
@@ -258,6 +270,7 @@ func (s *sweep) gather() error {
 			return
 		}
 		g := s.groups[i-1]
+		g.used = s.used(r, g)
 		g.pids, g.decoys, g.problems = s.list(r, g)
 	})
 	return cmp.Or(err, failed)
@@ -325,6 +338,7 @@ func (s *sweep) adopt() error {
 			s.claims[pid] = s.owner(r, pid, s.claims[pid], g)
 		}
 	}
+	s.settled(s.rested)
 	return s.ctx.Err()
 }
 
@@ -459,7 +473,7 @@ func (s *sweep) read() error {
 	var ends []int // in pids, of each group's
 	for _, g := range s.groups {
 		for _, pid := range g.pids {
-			if s.claims[pid] == g && !g.silent {
+			if s.claims[pid] == g && !g.silent && !g.resting {
 				pids = append(pids, pid)
 			}
 		}
@@ -512,6 +526,10 @@ func (s *sweep) read() error {
 	s.births = make(births, 0, members)
 	start = 0
 	for at, g := range s.groups {
+		if g.resting {
+			s.keep(g)
+			continue
+		}
 		g.processes = g.processes[:0] // what was read closes ranks where it lies
 		for ; start < ends[at]; start++ {
 			s.take(g, pids[start], readings[start].process, readings[start].born, readings[start].err)
