@@ -17,6 +17,7 @@
 //	nnp             set no_new_privs
 //	worker=HEX      one thread keeps HEX; all others become uid 1000 and lose everything
 //	exec=PATH       execve PATH with the remaining steps
+//	beat=EVERY      wake up once per EVERY (a duration) from now on, as idle services do
 //
 // # Steps that hand the remaining steps to a child and wait for it
 //
@@ -103,6 +104,7 @@ var steps = map[string]step{
 	"crowd":  crowd,
 	"churn":  churn,
 	"serve":  serve,
+	"beat":   beat,
 	"ready":  func(string, []string) error { _, err := fmt.Println("ready"); return err },
 	"sleep":  func(string, []string) error { select {} },
 	"exit":   func(string, []string) error { os.Exit(0); return nil },

@@ -154,6 +154,19 @@ func crowd(value string, _ []string) error {
 	return nil
 }
 
+func beat(value string, _ []string) error {
+	every, err := time.ParseDuration(value)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for range time.Tick(every) {
+			_ = os.Getppid() // it ran: that is all
+		}
+	}()
+	return nil
+}
+
 func churn(value string, _ []string) error {
 	count, pace, paced := strings.Cut(value, ":")
 	n, err := strconv.Atoi(count)

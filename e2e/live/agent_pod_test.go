@@ -5,14 +5,10 @@ package live
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -26,7 +22,6 @@ import (
 type podAgent struct {
 	anAgent
 	*node.Container
-	metrics string
 }
 
 // agentView is `capdrift get node -o json` as far as the tests read it; of a report it
@@ -152,7 +147,7 @@ func exceed(t testing.TB, c *node.Container, capability string, steps ...string)
 func inPod(t *testing.T, name string, p node.Pod, journal string, port int) (node.Pod, *podAgent) {
 	t.Helper()
 	dir := t.TempDir()
-	a := &podAgent{anAgent: anAgent{t: t, socket: filepath.Join(dir, "agent.sock")}, metrics: fmt.Sprintf("127.0.0.1:%d", port)}
+	a := &podAgent{anAgent: anAgent{t: t, socket: filepath.Join(dir, "agent.sock"), metrics: fmt.Sprintf("127.0.0.1:%d", port)}}
 	config := fmt.Sprintf(`
 node: {hostRoot: /host}
 cadence: {sweep: 1h, threads: 1h, list: 1h}
@@ -250,30 +245,6 @@ func (a *podAgent) view() (v agentView) {
 		a.t.Fatalf("%v in %s", err, stdout)
 	}
 	return v
-}
-
-// metric is the value of a metric, 0 when it is not told.
-func (a *podAgent) metric(name string) float64 {
-	a.t.Helper()
-	answer, err := http.Get("http://" + a.metrics + "/metrics")
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil || answer.StatusCode != http.StatusOK {
-		a.t.Fatalf("%s, %v", answer.Status, err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if told, ok := strings.CutPrefix(line, name+" "); ok {
-			value, err := strconv.ParseFloat(strings.TrimSpace(told), 64)
-			if err != nil {
-				a.t.Fatalf("%v in %s", err, line)
-			}
-			return value
-		}
-	}
-	return 0
 }
 
 // showLog shows what the agent wrote, where its test failed.

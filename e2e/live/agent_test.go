@@ -6,10 +6,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,10 +25,11 @@ import (
 // anAgent is a running `capdrift agent`. It runs as it is deployed: as root without a
 // capability.
 type anAgent struct {
-	t      testing.TB
-	config string
-	socket string
-	cmd    *exec.Cmd
+	t       testing.TB
+	config  string
+	socket  string
+	metrics string // where they are served; empty for nowhere
+	cmd     *exec.Cmd
 }
 
 // startAgent starts one on the node, with a journal of its own. Settings are further lines of
@@ -32,7 +37,7 @@ type anAgent struct {
 func startAgent(t testing.TB, settings ...string) *anAgent {
 	t.Helper()
 	dir := t.TempDir()
-	a := &anAgent{t: t, config: filepath.Join(dir, "agent.yaml"), socket: filepath.Join(dir, "run", "agent.sock")}
+	a := &anAgent{t: t, config: filepath.Join(dir, "agent.yaml"), socket: filepath.Join(dir, "run", "agent.sock"), metrics: freeAddress(t)}
 	a.configure(theNode.Endpoint(), settings...)
 	a.start()
 	t.Cleanup(func() { a.end(syscall.SIGTERM) })
@@ -46,6 +51,7 @@ func (a *anAgent) configure(endpoint string, settings ...string) {
 		fmt.Sprintf("runtime: {endpoint: %q}", endpoint),
 		fmt.Sprintf("api: {socket: %q}", a.socket),
 		fmt.Sprintf("journal: {dir: %q}", filepath.Join(filepath.Dir(a.config), "journal")),
+		fmt.Sprintf("metrics: {address: %q}", a.metrics),
 	}, settings...)
 	if err := os.WriteFile(a.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		a.t.Fatal(err)
@@ -80,6 +86,47 @@ func (a *anAgent) end(how syscall.Signal) {
 // ask runs a client of it.
 func (a *anAgent) ask(args ...string) (stdout, stderr string, status int, err error) {
 	return capdrift(append(args, "--agent", "unix://"+a.socket)...)
+}
+
+// freeAddress is one of loopback that nobody listens on.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free.Close()
+	return free.Addr().String()
+}
+
+// scrape is the text of its metrics.
+func (a *anAgent) scrape() string {
+	a.t.Helper()
+	answer, err := http.Get("http://" + a.metrics + "/metrics")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		a.t.Fatalf("%s, %v", answer.Status, err)
+	}
+	return string(text)
+}
+
+// metric is the value of a metric, 0 when it is not told.
+func (a *anAgent) metric(name string) float64 {
+	a.t.Helper()
+	for line := range strings.Lines(a.scrape()) {
+		if told, ok := strings.CutPrefix(line, name+" "); ok {
+			value, err := strconv.ParseFloat(strings.TrimSpace(told), 64)
+			if err != nil {
+				a.t.Fatalf("%v in %s", err, line)
+			}
+			return value
+		}
+	}
+	return 0
 }
 
 // await asks for a condition often.

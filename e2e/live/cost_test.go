@@ -34,7 +34,7 @@ const (
 const never = "1000h"
 
 // BenchmarkCost measures what the agent costs a node of 200 containers and 5,000 processes
-// where nothing happens; one iteration is a second, so run it with -benchtime 600x. Beside
+// where nothing happens but that half of the containers wake up once a second; one iteration is a second, so run it with -benchtime 600x. Beside
 // the agent with its default settings run others that have one of its cadences each, and in
 // the end, once, the loop that a user would write instead.
 func BenchmarkCost(b *testing.B) {
@@ -60,7 +60,7 @@ func BenchmarkCost(b *testing.B) {
 		}
 	}
 	runtime := theNode.RuntimePid()
-	settled := usage(b, agents[0].cmd.Process.Pid)
+	settled, goroutines := usage(b, agents[0].cmd.Process.Pid), agents[0].metric("go_goroutines")
 	before := make([]time.Duration, len(agents))
 	for i, a := range agents {
 		before[i] = usage(b, a.cmd.Process.Pid).cpu
@@ -86,6 +86,7 @@ func BenchmarkCost(b *testing.B) {
 	b.ReportMetric(float64(resident[len(resident)-1])/(1<<20), "rss-most-MiB")
 	b.ReportMetric(float64(now.descriptors-settled.descriptors), "fds-grown")
 	b.ReportMetric(float64(now.threads-settled.threads), "threads-grown")
+	b.ReportMetric(agents[0].metric("go_goroutines")-goroutines, "goroutines-grown")
 	b.ReportMetric(0, "ns/op")
 
 	round, err := byHand(b.Context(), containers)
@@ -105,7 +106,11 @@ func crowded(b *testing.B) []*node.Container {
 	containers := make([]*node.Container, costContainers)
 	for i := range containers {
 		group.Go(func() (err error) {
-			spec := pod(restricted(), "spawn=4", "crowd="+strconv.Itoa(costProcesses/costContainers-5), "ready", "sleep")
+			steps := []string{"spawn=4", "crowd=" + strconv.Itoa(costProcesses/costContainers-5), "ready", "sleep"}
+			if i%4 < 2 { // of those that have a pod of their own, and of those that share one
+				steps = append([]string{"beat=1s"}, steps...)
+			}
+			spec := pod(restricted(), steps...)
 			spec.Shared = i%2 == 0
 			containers[i], err = theNode.Run(b.Context(), spec)
 			return err

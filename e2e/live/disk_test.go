@@ -6,9 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +24,6 @@ type aDisk struct {
 	*anAgent
 	dir     string
 	journal string // its directory
-	metrics string // where they are served
 	c       *node.Container
 }
 
@@ -45,13 +41,8 @@ func onDisk(t *testing.T) *aDisk {
 		}
 	})
 	d.journal = filepath.Join(d.dir, "journal")
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.metrics = free.Addr().String()
-	free.Close()
 	d.anAgent = anAgentBeside(t)
+	d.metrics = freeAddress(t)
 	d.configure(theNode.Endpoint())
 	t.Cleanup(func() { d.end(syscall.SIGTERM) })
 	d.c = run(t, node.Pod{Security: dropAll()})[0]
@@ -165,20 +156,6 @@ func (d *aDisk) mustRecover() {
 	if text := d.scrape(); !strings.Contains(text, `capdrift_component_healthy{component="journal"} 1`) {
 		d.t.Errorf("the metrics do not say that the journal is well:\n%s", text)
 	}
-}
-
-func (d *aDisk) scrape() string {
-	d.t.Helper()
-	answer, err := http.Get("http://" + d.metrics + "/metrics")
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return string(text)
 }
 
 // intrude starts a process above the container's ceiling and waits until it is told.
