@@ -99,7 +99,8 @@ bench: packages $(BENCHSTAT) ## our sweep beside pscap and the floor, a cold sca
 
 bench-agent: ## how soon the agent tells, 200 times each way, and what it costs in ten minutes (root, quiet machine)
 	cd e2e && $(E2E) -run '^$$' -bench BenchmarkTold -benchtime 200x ./live
-	cd e2e && $(E2E) -run '^$$' -bench BenchmarkCost -benchtime 600x ./live
+	cd e2e && $(E2E) -run '^$$' -bench 'BenchmarkCost$$' -benchtime 600x ./live
+	cd e2e && $(E2E) -run '^$$' -bench BenchmarkCostAwake -benchtime 120x ./live
 
 # Debian's packages that the tests compare with: capsh and pscap.
 packages:

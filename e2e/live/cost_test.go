@@ -34,14 +34,21 @@ const (
 const never = "1000h"
 
 // BenchmarkCost measures what the agent costs a node of 200 containers and 5,000 processes
-// where nothing happens but that half of the containers wake up once a second; one iteration is a second, so run it with -benchtime 600x. Beside
-// the agent with its default settings run others that have one of its cadences each, and in
-// the end, once, the loop that a user would write instead.
-func BenchmarkCost(b *testing.B) {
+// that all sleep; one iteration is a second, so run it with -benchtime 600x. Beside the agent
+// with its default settings run others that have one of its cadences each, and in the end,
+// once, the loop that a user would write instead.
+func BenchmarkCost(b *testing.B) { cost(b) }
+
+// BenchmarkCostAwake is the same where half of the containers wake up once a second: those
+// are read at every sweep.
+func BenchmarkCostAwake(b *testing.B) { cost(b, "beat=1s") }
+
+// cost measures among containers of which every second one takes some steps more.
+func cost(b *testing.B, steps ...string) {
 	if theNode == nil {
-		b.Skip("needs root, for a container runtime of its own; run: sudo make cost")
+		b.Skip("needs root, for a container runtime of its own; run: sudo make bench-agent")
 	}
-	containers := crowded(b)
+	containers := crowded(b, steps)
 	rows := []struct{ name, cadence string }{
 		{"all", "{}"},
 		{"membership", "{list: " + never + ", sweep: " + never + ", threads: " + never + "}"},
@@ -98,8 +105,9 @@ func BenchmarkCost(b *testing.B) {
 }
 
 // crowded brings the node to its containers and processes until the benchmark ends.
-// Half of the containers have a pod of their own.
-func crowded(b *testing.B) []*node.Container {
+// Half of the containers have a pod of their own, and half of those, and of the others,
+// take the further steps.
+func crowded(b *testing.B, further []string) []*node.Container {
 	b.Helper()
 	var group errgroup.Group
 	group.SetLimit(4)
@@ -107,8 +115,8 @@ func crowded(b *testing.B) []*node.Container {
 	for i := range containers {
 		group.Go(func() (err error) {
 			steps := []string{"spawn=4", "crowd=" + strconv.Itoa(costProcesses/costContainers-5), "ready", "sleep"}
-			if i%4 < 2 { // of those that have a pod of their own, and of those that share one
-				steps = append([]string{"beat=1s"}, steps...)
+			if i%4 < 2 {
+				steps = slices.Concat(further, steps)
 			}
 			spec := pod(restricted(), steps...)
 			spec.Shared = i%2 == 0
