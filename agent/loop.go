@@ -17,8 +17,8 @@ import (
 // Cadence is how often the loop looks, each kind of look as often as it is cheap.
 type Cadence struct {
 	Membership time.Duration // which processes are in the known containers
-	Sweep      time.Duration // every process, and containers that nobody named
-	Threads    time.Duration // the threads of processes that have more than one
+	Sweep      time.Duration // every process that may have run, and containers that nobody named
+	Threads    time.Duration // every process, and the threads of those that have more than one
 	List       time.Duration // which containers there are
 	Confirm    time.Duration // from a suspicion to the second look at it
 }
