@@ -18,7 +18,7 @@ import (
 type Cadence struct {
 	Membership time.Duration // which processes are in the known containers
 	Sweep      time.Duration // every process that may have run, and containers that nobody named
-	Threads    time.Duration // every process, and the threads of those that have more than one
+	Threads    time.Duration // the threads of processes that have more than one
 	List       time.Duration // which containers there are
 	Confirm    time.Duration // from a suspicion to the second look at it
 }
@@ -97,6 +97,7 @@ type state struct {
 	containers   map[string]*drift.Container
 	sweep        drift.Sweep // the last one's counts and limits
 	threadsAt    time.Time   // when threads are read next
+	wholeAt      time.Time   // when everybody is read next, also who was at rest
 	missed       int         // processes that nobody could read, since the last sweep
 	follow       []drift.Limit
 	expectations drift.Expectations
@@ -175,6 +176,9 @@ const (
 	restPerWork      = 9
 )
 
+// wholeLook is of how many looks at threads one reads everybody, whatever is known.
+const wholeLook = 10
+
 // pace spaces work that others can ask for at any time.
 type pace struct {
 	least time.Duration
@@ -230,7 +234,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case answer := <-listings:
 			asking = false
 			if len(waiting) > 0 {
-				l.state.threadsAt = time.Time{} // who asks for a look gets a whole one
+				l.state.wholeAt = time.Time{} // who asks for a look gets a whole one
 			}
 			if changed := l.inventory(answer); changed || confirming || len(waiting) > 0 {
 				l.look(ctx)
@@ -306,7 +310,7 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
 	for _, suspect := range l.state.ledger.suspects {
 		if !second && !ofProcess(suspect.Finding) {
-			l.state.threadsAt = time.Time{} // perhaps it is about a thread
+			l.state.wholeAt = time.Time{} // perhaps it is about a thread
 			return l.Cadence.Confirm, true
 		}
 	}
@@ -354,13 +358,17 @@ func sameInventory(s *state, told drift.Inventory) bool {
 func (l *Loop) look(ctx context.Context) {
 	s := &l.state
 	started := l.Now()
+	whole := !started.Before(s.wholeAt)
+	if whole {
+		s.threadsAt, s.wholeAt = time.Time{}, started.Add(wholeLook*l.Cadence.Threads)
+	}
 	host, threads := l.Host, l.Threads == nil
 	if l.Threads != nil && !started.Before(s.threadsAt) {
 		host, threads, s.threadsAt = l.Threads, true, started.Add(l.Cadence.Threads)
 	}
 	given := slices.Clone(s.listed)
 	for i := range given {
-		if before := s.containers[given[i].ID]; before != nil && !threads {
+		if before := s.containers[given[i].ID]; before != nil && !whole {
 			given[i].Processes = before.Processes // and keeps them where it was at rest
 		}
 	}
@@ -402,9 +410,11 @@ func (l *Loop) look(ctx context.Context) {
 	})...)
 	l.rereadSuspects()
 	l.publish(changes)
-	// All processes that were known before are garbage at once, and there is no use for
-	// their memory until the next look.
-	debug.FreeOSMemory()
+	if threads {
+		// What was known before is garbage at once, and there is no use for its memory
+		// until the next such look.
+		debug.FreeOSMemory()
+	}
 }
 
 // keepThreads gives processes the threads that an earlier look read of them. Those of a

@@ -446,8 +446,8 @@ func (h noted) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep,
 	return h.machine.Sweep(ctx, given)
 }
 
-// TestLooksAreWholeWhereItMatters: an ordinary sweep says what is known, so that who was
-// at rest is not read again; a look with threads, and one that was asked for, does not.
+// TestLooksAreWholeWhereItMatters: a sweep says what is known, so that who was at rest is
+// not read again; one that was asked for does not, nor the first, nor one in ten minutes.
 func TestLooksAreWholeWhereItMatters(t *testing.T) {
 	m, c := newMachine(), newClock()
 	var given []string
@@ -464,7 +464,9 @@ func TestLooksAreWholeWhereItMatters(t *testing.T) {
 		t.Errorf("asked for: %q, %v", last(), err)
 	}
 	passes(t, c, "a sweep again", func() bool { return last() == "leaders 1" })
-	passes(t, c, "the look at threads", func() bool { return last() == "all 0" })
+	passes(t, c, "the look at threads", func() bool { return last() == "all 1" })
+	c.advance(10 * agent.DefaultCadence().Threads)
+	passes(t, c, "a whole look", func() bool { return last() == "all 0" })
 }
 
 // slow is a machine whose runtime answers when the test lets it, and with what was

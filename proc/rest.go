@@ -15,11 +15,12 @@ import (
 // A process changes its credentials, its program and its user namespace itself, by
 // running (credentials(7), execve(2), unshare(2)), and so it begins and ends. Where the
 // same processes have used no more time since, none of them ran, and what was read of
-// them is still so: a container at rest. What is not its own doing is its parent, who may
-// have ended, and its age.
+// them and of their threads is still so: a container at rest. What is not its own doing
+// is its parent, who may have ended, and its age.
 type rest struct {
 	directory string
 	used      string
+	threads   string // used, when all their threads were read last; "" where they never were
 	pids      []int
 	read      int // processes; the others are zombies
 }
@@ -60,7 +61,14 @@ func (s *sweep) used(r *reader, g *group) string {
 func (s *sweep) settled(rests map[string]rest) {
 	for _, g := range s.groups {
 		last, ok := rests[g.container.ID]
-		g.resting = ok && g.used != "" && g.used == last.used && g.hierarchy.at(g.root) == last.directory &&
+		if !ok || g.hierarchy.at(g.root) != last.directory {
+			continue
+		}
+		since := last.used
+		if g.threads = last.threads; s.withThreads {
+			since = last.threads
+		}
+		g.resting = g.used != "" && g.used == since &&
 			len(g.before) == last.read && slices.Equal(g.pids, last.pids) && !slices.ContainsFunc(g.pids, func(pid int) bool {
 			return s.claims[pid] != g || !has(s.all, pid)
 		}) && !slices.ContainsFunc(g.before, func(p drift.Process) bool {
@@ -87,7 +95,10 @@ func (s *sweep) rests() map[string]rest {
 	list := make(map[string]rest, len(s.groups))
 	for _, g := range s.groups {
 		if g.used != "" && !g.unknown && !g.silent && g.vanished+len(g.failures)+len(g.problems) == 0 {
-			list[g.container.ID] = rest{directory: g.hierarchy.at(g.root), used: g.used, pids: g.pids, read: len(g.processes)}
+			if s.withThreads && !g.unread {
+				g.threads = g.used
+			}
+			list[g.container.ID] = rest{directory: g.hierarchy.at(g.root), used: g.used, threads: g.threads, pids: g.pids, read: len(g.processes)}
 		}
 	}
 	return list

@@ -39,7 +39,9 @@ func TestLiveRest(t *testing.T) {
 			t.Cleanup(func() { into(trees, a.pid); into(trees, b.pid) })
 			into(dirs, a.pid)
 
-			fs := proc.New(root, proc.Options{LeadersOnly: true})
+			leaders := proc.New(root, proc.Options{LeadersOnly: true})
+			threads := leaders.With(proc.Options{Threads: -1})
+			fs := leaders
 			const mark = "as it was given"
 			given := drift.Container{ID: "a", CgroupPath: "/" + name}
 			look := func() drift.Container {
@@ -99,6 +101,9 @@ func TestLiveRest(t *testing.T) {
 			}
 			into(trees, b.pid)
 			into(dirs, a.pid)
+			fs = threads
+			settle()
+			fs = leaders
 			settle()
 			if _, err := io.WriteString(a.wake, "\n"); err != nil {
 				t.Fatal(err)
@@ -109,6 +114,12 @@ func TestLiveRest(t *testing.T) {
 				}
 				runtime.Gosched()
 			}
+			settle()
+			fs = threads
+			if rested() {
+				t.Error("it ran since its threads were read, and they were not")
+			}
+			settle()
 		})
 	}
 }

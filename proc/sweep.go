@@ -40,7 +40,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		return drift.Sweep{}, err
 	}
 	defer unix.Close(dir)
-	s := &sweep{ctx: ctx, turn: fs.sweeps.Add(1) - 1, budget: fs.options.Threads}
+	s := &sweep{ctx: ctx, turn: fs.sweeps.Add(1) - 1, budget: fs.options.Threads, withThreads: !fs.options.LeadersOnly}
 	for range cmp.Or(fs.options.Readers, runtime.GOMAXPROCS(0)) {
 		s.readers = append(s.readers, newReader(dir))
 	}
@@ -66,7 +66,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	s.locate()
 	s.explore()
 	steps := []func() error{s.gather, s.adopt, s.read, s.verify}
-	if !fs.options.LeadersOnly {
+	if s.withThreads {
 		steps = append(steps, s.readThreads)
 	}
 	for _, step := range steps {
@@ -94,9 +94,11 @@ type sweep struct {
 	turn    uint32
 	budget  int
 	readers []*reader
-	groups  []*group       // the given ones first
-	all     []int          // every process of the node
-	claims  map[int]*group // by pid
+	// withThreads: threads are read, or counted as skipped.
+	withThreads bool
+	groups      []*group       // the given ones first
+	all         []int          // every process of the node
+	claims      map[int]*group // by pid
 
 	findRoot      sync.Once
 	namespaceRoot string      // of the reader's cgroup namespace
@@ -122,6 +124,8 @@ type group struct {
 	hierarchy hierarchy
 	root      string // "" when no cgroup was found
 	used      string // the processor time of its cgroup, before its processes were listed
+	threads   string // likewise, when all their threads were read last
+	unread    bool   // some threads were not
 	resting   bool   // none of them ran since they were read
 	pids      []int
 	decoys    []string // cgroups below that are named like a given container
@@ -645,7 +649,11 @@ func (s *sweep) readThreads() error {
 	var jobs []job
 	for _, g := range s.groups {
 		for i := range g.processes {
-			if p := &g.processes[i]; p.ThreadCount > 1 {
+			switch p := &g.processes[i]; {
+			case p.ThreadCount <= 1:
+			case g.resting:
+				s.threads.Observed += p.ThreadCount - 1
+			default:
 				jobs = append(jobs, job{g: g, p: p, n: s.budget})
 			}
 		}
@@ -667,6 +675,7 @@ func (s *sweep) readThreads() error {
 	for _, j := range jobs {
 		s.threads.Observed += j.read
 		s.threads.Skipped += j.skipped
+		j.g.unread = j.g.unread || j.skipped > 0 || j.err != nil
 		if j.err != nil && !errors.Is(j.err, ErrVanished) {
 			j.g.problems = append(j.g.problems, fmt.Sprintf("threads of process %d: %v", j.p.PID, j.err))
 		}
