@@ -29,8 +29,10 @@ NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https:/
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Without gRPC's tracing pages, whose templates keep the linker from leaving out what nobody
+# calls, the program is a sixth smaller.
 build: ## build bin/capdrift, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/capdrift ./cmd/capdrift
+	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -o bin/capdrift ./cmd/capdrift
 
 demo: ## a real node, eleven pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo

@@ -67,6 +67,7 @@ func cost(b *testing.B, steps ...string) {
 		}
 	}
 	runtime := theNode.RuntimePid()
+	_ = agents[0].scrape() // the connection stays
 	settled, goroutines := usage(b, agents[0].cmd.Process.Pid), agents[0].metric("go_goroutines")
 	before := make([]time.Duration, len(agents))
 	for i, a := range agents {

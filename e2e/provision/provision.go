@@ -214,7 +214,7 @@ func (c Config) build(ctx context.Context, dir, pkg, programs string) error {
 	defer os.RemoveAll(tmp)
 	name := filepath.Base(pkg)
 	built := filepath.Join(tmp, name)
-	if err := run(ctx, dir, []string{"CGO_ENABLED=0"}, "build", "-ldflags=-s -w", "-o", built, pkg); err != nil {
+	if err := run(ctx, dir, []string{"CGO_ENABLED=0"}, "build", "-tags=grpcnotrace", "-ldflags=-s -w", "-o", built, pkg); err != nil {
 		return fmt.Errorf("build %s: %w", name, err)
 	}
 	return os.Rename(built, filepath.Join(programs, name))
