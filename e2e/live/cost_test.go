@@ -34,7 +34,7 @@ const (
 const never = "1000h"
 
 // BenchmarkCost measures what the agent costs a node of 200 containers and 5,000 processes
-// that all sleep; one iteration is a second, so run it with -benchtime 600x. Beside the agent
+// that all sleep; one iteration is a second, so run it with -benchtime 600x. After the agent
 // with its default settings run others that have one of its cadences each, and in the end,
 // once, the loop that a user would write instead.
 func BenchmarkCost(b *testing.B) { cost(b) }
@@ -49,8 +49,39 @@ func cost(b *testing.B, steps ...string) {
 		b.Skip("needs root, for a container runtime of its own; run: sudo make bench-agent")
 	}
 	containers := crowded(b, steps)
+	share := func(cpu, of time.Duration) float64 { return math.Round(cpu.Seconds()/of.Seconds()*1e4) / 100 }
+	runtime := theNode.RuntimePid()
+
+	// A node has one agent, and so it is measured alone.
+	a := startAgent(b)
+	if n := a.processes(); n < costProcesses {
+		b.Fatalf("%d processes are seen, want %d", n, costProcesses)
+	}
+	pid := a.cmd.Process.Pid
+	_ = a.scrape() // the connection stays
+	settled, goroutines, asked := usage(b, pid), a.metric("go_goroutines"), usage(b, runtime).cpu
+	began := time.Now()
+	var resident []int64
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for b.Loop() {
+		<-tick.C
+		resident = append(resident, usage(b, pid).resident)
+	}
+	took, now := time.Since(began), usage(b, pid)
+	b.ReportMetric(share(now.cpu-settled.cpu, took), "all-%core")
+	b.ReportMetric(share(usage(b, runtime).cpu-asked, took), "containerd-%core")
+	slices.Sort(resident)
+	b.ReportMetric(float64(resident[len(resident)/2])/(1<<20), "rss-median-MiB")
+	b.ReportMetric(float64(resident[len(resident)-1])/(1<<20), "rss-most-MiB")
+	b.ReportMetric(float64(now.descriptors-settled.descriptors), "fds-grown")
+	b.ReportMetric(float64(now.threads-settled.threads), "threads-grown")
+	b.ReportMetric(a.metric("go_goroutines")-goroutines, "goroutines-grown")
+	b.ReportMetric(0, "ns/op")
+	a.end(syscall.SIGTERM)
+
+	// The shares of the cadences: agents that have one each, two minutes of them.
 	rows := []struct{ name, cadence string }{
-		{"all", "{}"},
 		{"membership", "{list: " + never + ", sweep: " + never + ", threads: " + never + "}"},
 		{"list", "{membership: " + never + ", sweep: " + never + ", threads: " + never + "}"},
 		{"sweep", "{membership: " + never + ", list: " + never + ", threads: " + never + "}"},
@@ -58,51 +89,25 @@ func cost(b *testing.B, steps ...string) {
 		{"none", "{membership: " + never + ", list: " + never + ", sweep: " + never + ", threads: " + never + "}"},
 	}
 	agents := make([]*anAgent, len(rows))
+	before := make([]time.Duration, len(rows))
 	for i, row := range rows {
 		agents[i] = startAgent(b, "cadence: "+row.cadence)
+		before[i] = usage(b, agents[i].cmd.Process.Pid).cpu
 	}
-	for _, a := range agents {
-		if n := a.processes(); n < costProcesses {
-			b.Fatalf("%d processes are seen, want %d", n, costProcesses)
-		}
-	}
-	runtime := theNode.RuntimePid()
-	_ = agents[0].scrape() // the connection stays
-	settled, goroutines := usage(b, agents[0].cmd.Process.Pid), agents[0].metric("go_goroutines")
-	before := make([]time.Duration, len(agents))
-	for i, a := range agents {
-		before[i] = usage(b, a.cmd.Process.Pid).cpu
-	}
-	askedBefore := usage(b, runtime).cpu
-	began := time.Now()
-	var resident []int64
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for b.Loop() {
+	began = time.Now()
+	for range min(len(resident), 120) {
 		<-tick.C
-		resident = append(resident, usage(b, agents[0].cmd.Process.Pid).resident)
 	}
-	took := time.Since(began)
-	share := func(cpu time.Duration) float64 { return math.Round(cpu.Seconds()/took.Seconds()*1e4) / 100 }
 	for i, a := range agents {
-		b.ReportMetric(share(usage(b, a.cmd.Process.Pid).cpu-before[i]), rows[i].name+"-%core")
+		b.ReportMetric(share(usage(b, a.cmd.Process.Pid).cpu-before[i], time.Since(began)), rows[i].name+"-%core")
 	}
-	b.ReportMetric(share(usage(b, runtime).cpu-askedBefore)/float64(len(agents)), "containerd-%core/agent")
-	now := usage(b, agents[0].cmd.Process.Pid)
-	slices.Sort(resident)
-	b.ReportMetric(float64(resident[len(resident)/2])/(1<<20), "rss-median-MiB")
-	b.ReportMetric(float64(resident[len(resident)-1])/(1<<20), "rss-most-MiB")
-	b.ReportMetric(float64(now.descriptors-settled.descriptors), "fds-grown")
-	b.ReportMetric(float64(now.threads-settled.threads), "threads-grown")
-	b.ReportMetric(agents[0].metric("go_goroutines")-goroutines, "goroutines-grown")
-	b.ReportMetric(0, "ns/op")
 
 	round, err := byHand(b.Context(), containers)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportMetric(round.Seconds(), "by-hand-cpu-s/round")
-	b.ReportMetric(share(time.Duration(float64(round)*took.Seconds()/15)), "by-hand-every-15s-%core")
+	b.ReportMetric(share(round, 15*time.Second), "by-hand-every-15s-%core")
 }
 
 // crowded brings the node to its containers and processes until the benchmark ends.
