@@ -5,6 +5,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 
@@ -19,6 +20,7 @@ type Workload struct {
 	Namespace, Name, Container string
 	Security                   SecurityContext
 	OwnUsers                   bool     // hostUsers: false
+	List                       string   // in which the pod spec has it; default "containers"
 	Handler                    string   // of its runtime class; default containerd's
 	Steps                      []string // what its program does before it is ready
 	// Then is what somebody does to it; nil for nothing.
@@ -97,7 +99,8 @@ func Manifests(workloads ...Workload) ([]byte, error) {
 	type object map[string]any
 	items := make([]object, len(workloads))
 	for i, w := range workloads {
-		spec := object{"containers": []object{{"name": w.Container, "image": node.Image, "securityContext": w.Security}}}
+		spec := object{"containers": []object{{"name": "app", "image": node.Image}}} // a pod has one there whatever else it has
+		spec[cmp.Or(w.List, "containers")] = []object{{"name": w.Container, "image": node.Image, "securityContext": w.Security}}
 		if w.OwnUsers {
 			spec["hostUsers"] = false
 		}
