@@ -172,6 +172,7 @@ type report struct {
 type container struct {
 	ID, Name    string
 	Pod         *struct{ Namespace, Name, UID string }
+	Labels      []string
 	Managed     *bool
 	Sandbox     bool
 	Observation string
