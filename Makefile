@@ -34,7 +34,7 @@ help: ## show this list
 build: ## build bin/capdrift, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -o bin/capdrift ./cmd/capdrift
 
-demo: ## a real node, eleven pods, one scan: see it work (Linux, root, Go, gcc)
+demo: ## a real node, fourteen pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo
 
 test: packages ## everything CI runs: lint, unit tests under the race detector, both real nodes

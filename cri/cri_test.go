@@ -180,6 +180,12 @@ func TestCaptures(t *testing.T) {
 					if declared != nil {
 						t.Errorf("%s: CRI-O told a CRI config: %+v", name, declared)
 					}
+					// It tells this much of one; what it refused to start here is not among them.
+					if c.Declared.Privileged == nil || *c.Declared.Privileged != want.privileged {
+						t.Errorf("%s: privileged is %v", name, c.Declared.Privileged)
+					}
+				} else if c.Declared.Privileged != nil {
+					t.Errorf("%s: containerd told twice whether it is privileged", name)
 				} else if declared == nil || declared.Add == nil || declared.Drop == nil || strings.Join(declared.Add, " ") != want.add ||
 					strings.Join(declared.Drop, " ") != want.drop || declared.Privileged != want.privileged || declared.NoNewPrivileges != want.nnp {
 					t.Errorf("%s: CRI = %+v", name, declared)
@@ -844,5 +850,67 @@ func BenchmarkColdInventory(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestLabels: a pod's labels are its author's, and bounded: one that is left out would
+// look like one that is not there.
+func TestLabels(t *testing.T) {
+	many := func(n int) map[string]string {
+		labels := make(map[string]string)
+		for i := range n {
+			labels[fmt.Sprint("key-", i)] = "value"
+		}
+		return labels
+	}
+	for what, row := range map[string]struct {
+		labels map[string]string
+		want   int // -1 for not known
+	}{
+		"none":                 {nil, 0},
+		"some":                 {map[string]string{"team": "shop", "app": "web=1"}, 2},
+		"as many as are kept":  {many(100), 100},
+		"one more":             {many(101), -1},
+		"a long one":           {map[string]string{"app": strings.Repeat("x", 17<<10)}, -1},
+		"no sandbox tells any": {nil, -1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			node := one(t, "default")
+			node.Sandboxes[0].Status.Labels = row.labels
+			if what == "no sandbox tells any" {
+				node.Sandboxes = nil
+			}
+			_, client := serve(t, node)
+			got := named(t, inventory(t, client), "default").Labels
+			if got == nil && row.want >= 0 || got != nil && len(got) != row.want || !slices.IsSorted(got) {
+				t.Errorf("%d labels: %.100q, want %d", len(got), got, row.want)
+			}
+			if what == "some" && !slices.Equal(got, []string{"app=web=1", "team=shop"}) {
+				t.Errorf("%q", got)
+			}
+		})
+	}
+}
+
+// TestPrivilegedOfCRIO: all that CRI-O tells of the CRI config; the recorded one could not
+// start a privileged container.
+func TestPrivilegedOfCRIO(t *testing.T) {
+	for info, want := range map[string]string{
+		`{"pid":7,"runtimeSpec":{"process":{}},"privileged":true}`:                       "true",
+		`{"pid":7,"runtimeSpec":{"process":{}},"privileged":false}`:                      "false",
+		`{"pid":7,"runtimeSpec":{"process":{}}}`:                                         "not told",
+		`{"pid":7,"runtimeSpec":{"process":{}},"privileged":null}`:                       "not told",
+		`{"pid":7,"runtimeSpec":{"process":{}},"privileged":true,"config":{"linux":{}}}`: "not told", // its config does
+	} {
+		node := one(t, "default")
+		node.Containers[0].Info = info
+		_, client := serve(t, node)
+		got := "not told"
+		if c := named(t, inventory(t, client), "default"); c.Declared.Privileged != nil {
+			got = fmt.Sprint(*c.Declared.Privileged)
+		}
+		if got != want {
+			t.Errorf("%s: privileged is %s, want %s", info, got, want)
+		}
 	}
 }

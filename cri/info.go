@@ -24,6 +24,7 @@ type facts struct {
 	binary     string // the OCI runtime that the shim was told to call
 	cgroupPath string
 	cri        *drift.CRI
+	privileged *bool // where the runtime tells that and no more of its CRI config
 	oci        *drift.OCI
 	bundle     *drift.OCI // what the OCI runtime read, where it could be read
 	missing    []string   // why this is not all
@@ -33,9 +34,9 @@ func (f *facts) lacks(what string) { f.missing = append(f.missing, what) }
 
 // info is the JSON under the key "info" of a verbose status, the same key on
 // every runtime. containerd fills in all of it (internal/cri/server
-// container_status.go, podsandbox/types/sandbox_info.go), CRI-O pid and
-// runtimeSpec (server/container_status.go), cri-dockerd the pid
-// (core/convert.go).
+// container_status.go, podsandbox/types/sandbox_info.go) but privileged, which is
+// in its config; CRI-O pid, privileged and runtimeSpec (server/container_status.go),
+// cri-dockerd the pid (core/convert.go).
 //
 // It is not the CRI's own types on purpose: ContainerConfig holds the
 // environment, and its KeyValue changed type between cri-api 0.36.0 and 0.36.3.
@@ -46,6 +47,7 @@ type info struct {
 	RuntimeOptions binaryName `json:"runtimeOptions"`
 	Config         *config    `json:"config"`
 	RuntimeSpec    *spec      `json:"runtimeSpec"`
+	Privileged     *bool      `json:"privileged"`
 }
 
 // config is the part of the CRI ContainerConfig that decides privileges.
@@ -170,6 +172,8 @@ func decodeInfo(answer map[string]string) (facts, error) {
 	f.take(in.RuntimeSpec)
 	if in.Config != nil {
 		f.cri = f.layer(in.Config)
+	} else {
+		f.privileged = in.Privileged
 	}
 	return f, nil
 }
@@ -178,7 +182,7 @@ func decodeInfo(answer map[string]string) (facts, error) {
 // capabilities (LinuxSandboxSecurityContext has none), so it is no CRI layer.
 func decodeSandbox(answer map[string]string) (facts, error) {
 	f, err := decodeInfo(answer)
-	f.cri = nil
+	f.cri, f.privileged = nil, nil
 	f.spoofed = err == nil && f.pid == 0 && answer["info"] != ""
 	return f, err
 }

@@ -82,7 +82,7 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 		subjects = append(subjects, &subject{
 			Container: drift.Container{
 				ID: sandbox.GetId(), Name: "pause", Sandbox: true, Managed: new(true),
-				Pod: podOf(sandbox, sandbox.GetLabels()), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
+				Pod: podOf(sandbox, sandbox.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
 			},
 			sandboxID: sandbox.GetId(), key: sandbox.GetId(), ask: c.askSandbox(sandbox),
 		})
@@ -96,7 +96,7 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 			Container: drift.Container{
 				ID: container.GetId(), Name: clip(container.GetMetadata().GetName()), Managed: new(true),
 				Image: clip(cmp.Or(container.GetImage().GetUserSpecifiedImage(), container.GetImage().GetImage(), container.GetImageRef())),
-				Pod:   podOf(sandbox, container.GetLabels()), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
+				Pod:   podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
 				Created: createdAt(sandbox),
 			},
 			sandboxID: container.GetPodSandboxId(), key: container.GetId(), ask: c.askContainer(container.GetId()),
@@ -130,6 +130,31 @@ func podOf(sandbox *runtimeapi.PodSandbox, labels map[string]string) *drift.Pod 
 		return nil
 	}
 	return &pod
+}
+
+// What is kept of a pod's labels. A key has at most 317 bytes and a value 63, and nothing
+// but the size of a pod bounds how many there are.
+const (
+	maxLabels     = 100
+	maxLabelBytes = 16 << 10
+)
+
+// labelsOf takes the labels that the kubelet gave to a pod's sandbox, and that do not
+// change afterwards (pkg/kubelet/kuberuntime/labels.go); nil for more than are kept, because a
+// label that is left out would look like one that is not there.
+func labelsOf(sandbox *runtimeapi.PodSandbox) []string {
+	if sandbox == nil || len(sandbox.GetLabels()) > maxLabels {
+		return nil
+	}
+	labels, bytes := make([]string, 0, len(sandbox.GetLabels())), 0
+	for key, value := range sandbox.GetLabels() {
+		labels, bytes = append(labels, key+"="+value), bytes+len(key)+len(value)
+	}
+	if bytes > maxLabelBytes {
+		return nil
+	}
+	slices.Sort(labels)
+	return labels
 }
 
 // createdAt is when the sandbox was made, zero when no sandbox tells.
@@ -256,7 +281,7 @@ func conclude(subjects []*subject) []drift.Container {
 		container.Image = cmp.Or(container.Image, s.facts.image)
 		container.InitPID = cmp.Or(container.InitPID, s.facts.pid)
 		container.CgroupPath, container.Binary = s.facts.cgroupPath, s.facts.binary
-		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle}
+		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle, Privileged: s.facts.privileged}
 		container.Observation = drift.Observed
 		guest := s.facts.unsupported(container.RuntimeHandler)
 		switch {

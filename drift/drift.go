@@ -135,10 +135,13 @@ type Handler struct {
 // Container is one container: what was declared for it at each hop and the
 // processes found in its cgroup.
 type Container struct {
-	ID             string      `json:"id"`
-	Name           string      `json:"name"`
-	Image          string      `json:"image"`
-	Pod            *Pod        `json:"pod"` // nil when no pod is known
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Image string `json:"image"`
+	Pod   *Pod   `json:"pod"` // nil when no pod is known
+	// Labels are its pod's when the pod started, each "key=value", sorted: text of the
+	// pod's author. nil where the runtime tells of none, or of more than are kept.
+	Labels         []string    `json:"labels"`
 	RuntimeHandler string      `json:"runtimeHandler"`
 	Sandbox        bool        `json:"sandbox,omitempty"` // a pod's pause container
 	Managed        *bool       `json:"managed"`           // a pod of the CRI explains it; nil when no runtime could be asked
@@ -176,6 +179,9 @@ type Declared struct {
 	// Bundle is the config.json that the OCI runtime read. It is the OCI layer
 	// again, unless a wrapper of the OCI runtime or a hook edited it.
 	Bundle *OCI `json:"bundle"`
+	// Privileged is what a runtime says of it that hides the rest of its CRI config
+	// (CRI-O); nil where the CRI config tells, or nobody does.
+	Privileged *bool `json:"privileged"`
 }
 
 // CRI is the part of the CRI ContainerConfig that decides privileges, as
@@ -219,19 +225,20 @@ type Process struct {
 	Caps            capdecode.Sets `json:"caps"`
 	Observation     Observation    `json:"observation"` // observed or starting
 	ThreadCount     int            `json:"threadCount"`
-	Threads         []Thread       `json:"threads,omitempty"` // only those whose sets differ from the leader's
+	Threads         []Thread       `json:"threads,omitempty"` // only those whose credentials differ from the leader's
 
 	NamespacePIDs []int         `json:"-"` // NSpid: the pid in each pid namespace, outermost first
 	Age           time.Duration `json:"-"` // since its start, by the node's uptime
 }
 
-// Thread is a thread whose credentials are not its leader's; capabilities(7):
-// each thread has its own sets.
+// Thread is a thread whose credentials are not its leader's; capabilities(7),
+// seccomp(2): each thread has its own sets and filters.
 type Thread struct {
 	TID             int            `json:"tid"`
 	Name            string         `json:"name"`
 	UID             uint32         `json:"uid"`
 	NoNewPrivileges *bool          `json:"noNewPrivileges"`
+	Seccomp         *int           `json:"seccomp"` // as a process's
 	Caps            capdecode.Sets `json:"caps"`
 }
 

@@ -53,7 +53,7 @@ func (d declaration) privileged() any {
 	case l.CRI != nil:
 		return types.Bool(l.CRI.Privileged)
 	}
-	return notKnown
+	return maybeBool(d.layers.Privileged, notKnown)
 }
 
 // allowPrivilegeEscalation is true where a pod spec says nothing

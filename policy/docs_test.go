@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/capdrift/capdrift/drift"
 )
 
 // TestPage compiles and evaluates every example of docs/filter.md, and holds the
@@ -18,7 +20,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := web()
-	subject := Subject{Container: c, Process: &c.Processes[0], Finding: finding(), Node: node}
+	subject := Subject{Container: c, Process: &c.Processes[0], Finding: finding(), Node: node, Runtime: &drift.Runtime{Name: "containerd", Version: "v2.4.2"}}
 	examples := 0
 	for _, block := range regexp.MustCompile("(?s)```cel\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
 		for example := range strings.Lines(block[1]) {
@@ -60,7 +62,7 @@ func TestPage(t *testing.T) {
 	}
 	for name, typ := range map[string]string{
 		"pod": "pod", "declared": "declared", "declared.pod": "podSecurity", "declared.pod.podLevel": "podLevel", "declared.cri": "criConfig", "declared.oci": "ociSpec", "declared.bundle": "ociSpec",
-		"caps": "caps", "processes": "process", "process": "process", "threads": "thread", "finding": "finding", "node": "node",
+		"caps": "caps", "processes": "process", "process": "process", "threads": "thread", "finding": "finding", "node": "node", "runtime": "runtime",
 	} {
 		var want []string
 		for field := range newNouns()[typ] {

@@ -41,6 +41,7 @@ type Subject struct {
 	Process   *drift.Process
 	Finding   *drift.Finding
 	Node      *drift.Node
+	Runtime   *drift.Runtime
 }
 
 // environment is the language: variables, fields, functions, and their bounds.
@@ -165,6 +166,7 @@ var variables = map[string]variable{
 	}},
 	"image":          {cel.StringType, func(v *vars) any { return v.own(func(c *drift.Container) string { return c.Image }, "") }},
 	"pod":            {podType, (*vars).pod},
+	"labels":         {cel.ListType(cel.StringType), of(labels)},
 	"runtimeHandler": {cel.StringType, (*vars).runtimeHandler},
 	"sandbox":        {cel.BoolType, of(func(c *drift.Container) any { return types.Bool(c.Sandbox) })},
 	"managed":        {cel.BoolType, of(func(c *drift.Container) any { return maybeBool(c.Managed, notKnown) })},
@@ -177,6 +179,7 @@ var variables = map[string]variable{
 	"process":        {processType, (*vars).oneProcess},
 	"finding":        {findingType, (*vars).oneFinding},
 	"node":           {nodeType, (*vars).theNode},
+	"runtime":        {runtimeType, (*vars).theRuntime},
 }
 
 func of(get func(*drift.Container) any) func(*vars) any {
@@ -363,4 +366,18 @@ func (v *vars) theNode() any {
 		return notKnown
 	}
 	return v.subject.Node
+}
+
+func (v *vars) theRuntime() any {
+	if v.subject.Runtime == nil {
+		return notKnown
+	}
+	return v.subject.Runtime
+}
+
+func labels(c *drift.Container) any {
+	if c.Labels == nil {
+		return notKnown
+	}
+	return c.Labels
 }

@@ -32,7 +32,7 @@ func all(s capdecode.Set) capdecode.Sets {
 func web() *drift.Container {
 	return &drift.Container{
 		ID: "0123456789abcdef", Name: "nginx", Image: "docker.io/library/nginx:1.29", Managed: new(true), Observation: drift.Observed,
-		Pod: &drift.Pod{Namespace: "shop", Name: "web-0", UID: "u1"},
+		Pod: &drift.Pod{Namespace: "shop", Name: "web-0", UID: "u1"}, Labels: []string{"app=web", "team=shop"},
 		Declared: drift.Declared{
 			Pod:    &drift.PodSecurity{Role: drift.RoleContainer, Add: []string{"NET_ADMIN"}, Drop: []string{"ALL"}, RunAsUser: new(int64(1000))},
 			CRI:    &drift.CRI{Add: []string{"NET_ADMIN"}, Drop: []string{"ALL"}, NoNewPrivileges: true},
@@ -121,6 +121,11 @@ func TestMatch(t *testing.T) {
 		{`managed`, Subject{Container: &drift.Container{}}, unknown},
 		{`node.capLastCap >= 40 && node.name == "node-a" && node.kernel.startsWith("6.") && node.cgroupMode == "v2" && node.bootId != ""`, w, yes},
 		{`node.name == "node-a"`, Subject{Container: c}, unknown},
+		{`"app=web" in labels && labels.exists(l, l.startsWith("team=")) && !("team=bank" in labels) && labels.size() == 2`, w, yes},
+		{`"app=web" in labels || labels == []`, nothing, unknown},
+		{`known(labels)`, nothing, no},
+		{`runtime.name == "cri-o" && runtime.version.startsWith("1.")`, Subject{Runtime: &drift.Runtime{Name: "cri-o", Version: "1.37.0"}}, yes},
+		{`runtime.name == "cri-o"`, w, unknown}, // none answered
 
 		// Capability sets, in any spelling.
 		{`caps.effective.hasAny(["SYS_ADMIN", "NET_RAW"]) && pod.namespace != "kube-system"`, w, yes},
@@ -156,6 +161,9 @@ func TestMatch(t *testing.T) {
 		{`declared.cri.noNewPrivileges && declared.pod.runAsUser == 1000 && declared.pod.role == "container"`, w, yes},
 		{`"NET_ADMIN" in declared.pod.add && declared.pod.drop == ["ALL"]`, w, yes},
 		{`declared.cri.privileged`, nothing, unknown},
+		{`declared.privileged`, Subject{Container: &drift.Container{Declared: drift.Declared{Privileged: new(true)}}}, yes}, // CRI-O tells no more
+		{`!declared.privileged && !known(declared.add) && !known(declared.cri)`, Subject{Container: &drift.Container{Declared: drift.Declared{Privileged: new(false)}}}, yes},
+		{`declared.privileged`, nothing, unknown},
 		{`!declared.cri.privileged`, nothing, unknown},
 		{`has(declared.cri)`, nothing, no},
 		{`known(declared.cri) || known(declared.oci.uid)`, nothing, no},

@@ -95,6 +95,12 @@ func (r *reader) container(n *yaml.Node) drift.Container {
 				ordinary(process, "userNamespace", map[string]any{"relation": drift.RelationSame})
 				ordinary(process, "threadCount", 1)
 				ordinary(process, "containerUid", process["uid"])
+				threads, _ := process["threads"].([]any)
+				for _, one := range threads {
+					if thread, ok := one.(map[string]any); ok {
+						ordinary(thread, "seccomp", process["seccomp"])
+					}
+				}
 			}
 		}
 	}

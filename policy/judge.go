@@ -181,7 +181,7 @@ type bench struct {
 
 func newBench(report *drift.Report, c *drift.Container, steps *int) *bench {
 	return &bench{
-		vars: newVars(Subject{Container: c, Node: &report.Node}), container: c,
+		vars: newVars(Subject{Container: c, Node: &report.Node, Runtime: report.Runtime}), container: c,
 		threads: report.Coverage.Threads.Skipped == 0, steps: steps,
 	}
 }

@@ -26,6 +26,7 @@ var (
 	setsType          = types.NewObjectType("caps")
 	findingType       = types.NewObjectType("finding")
 	nodeType          = types.NewObjectType("node")
+	runtimeType       = types.NewObjectType("runtime")
 )
 
 // absence is returned for a field that has no value, and says why.
@@ -179,6 +180,7 @@ func newNouns() nouns {
 	thread.text("name", func(t *threadView) string { return t.Name })
 	thread.number("uid", func(t *threadView) int64 { return int64(t.UID) })
 	thread.add("noNewPrivileges", cel.BoolType, func(t *threadView) any { return maybeBool(t.NoNewPrivileges, notKnown) })
+	thread.add("seccomp", cel.IntType, func(t *threadView) any { return maybeInt(t.Seccomp, notKnown) })
 	thread.add("caps", setsType, func(t *threadView) any { return &t.caps })
 
 	namespace := in[drift.UserNamespace](n, userNamespaceType)
@@ -221,6 +223,10 @@ func newNouns() nouns {
 	node.text("kernel", func(n *drift.Node) string { return n.Kernel })
 	node.number("capLastCap", func(n *drift.Node) int64 { return int64(n.CapLastCap) })
 	node.text("cgroupMode", func(n *drift.Node) string { return n.CgroupMode })
+
+	runtime := in[drift.Runtime](n, runtimeType)
+	runtime.text("name", func(r *drift.Runtime) string { return r.Name })
+	runtime.text("version", func(r *drift.Runtime) string { return r.Version })
 	return n
 }
 
@@ -396,6 +402,8 @@ func (a adapter) NativeToValue(value any) ref.Val {
 		return object[findingView]{v}
 	case *drift.Node:
 		return object[drift.Node]{v}
+	case *drift.Runtime:
+		return object[drift.Runtime]{v}
 	}
 	return a.Adapter.NativeToValue(value)
 }

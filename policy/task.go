@@ -26,7 +26,7 @@ func tasksOf(c *drift.Container) []task {
 		tasks = append(tasks, task{p, 0})
 		for _, t := range p.Threads {
 			one := *p
-			one.Name, one.UID, one.NoNewPrivileges, one.Caps = t.Name, t.UID, t.NoNewPrivileges, t.Caps
+			one.Name, one.UID, one.NoNewPrivileges, one.Seccomp, one.Caps = t.Name, t.UID, t.NoNewPrivileges, t.Seccomp, t.Caps
 			if t.UID != p.UID && (p.ContainerUID == nil || *p.ContainerUID != p.UID) {
 				one.ContainerUID = nil // only where both are the same number is a thread's known too
 			} else if t.UID != p.UID {

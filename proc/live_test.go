@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -60,8 +61,8 @@ func act(part string) error {
 		_, limits, err := proc.New(root, proc.Options{}).Node()
 		return errors.Join(err, json.NewEncoder(os.Stdout).Encode(limits))
 	}
-	// A thread without capabilities and with no_new_privs, beside a leader as we
-	// were started, who in one part leaves his threads alone.
+	// A thread without capabilities, with no_new_privs and with a seccomp filter of its own,
+	// beside a leader as we were started, who in one part leaves his threads alone.
 	told, ended := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
@@ -69,6 +70,7 @@ func act(part string) error {
 		err := errors.Join(
 			unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
 			unix.Capset(&header, &make([]unix.CapUserData, 2)[0]),
+			filter(),
 		)
 		fmt.Fprintln(os.Stdout, unix.Gettid())
 		told <- err
@@ -85,6 +87,15 @@ func act(part string) error {
 		_, _, _ = syscall.Syscall(unix.SYS_EXIT, 0, 0, 0) // of this thread alone
 	}
 	<-ended
+	return nil
+}
+
+// filter puts a seccomp filter that allows everything upon this thread alone, seccomp(2).
+func filter() error {
+	program := unix.SockFprog{Len: 1, Filter: &unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		return errno
+	}
 	return nil
 }
 
@@ -157,7 +168,10 @@ func TestLiveThreads(t *testing.T) {
 	if err != nil || p.Caps != self.Caps || *p.NoNewPrivileges != *self.NoNewPrivileges {
 		t.Errorf("leader %+v, want as we are, %v", p, err)
 	}
-	if len(p.Threads) != 1 || strconv.Itoa(p.Threads[0].TID) != said || !*p.Threads[0].NoNewPrivileges || !p.Threads[0].Caps.Permitted.Empty() || p.Threads[0].Caps.Bounding != p.Caps.Bounding {
+	if *p.Seccomp != *self.Seccomp {
+		t.Errorf("the leader's seccomp mode is %d, want ours, %d", *p.Seccomp, *self.Seccomp)
+	}
+	if len(p.Threads) != 1 || strconv.Itoa(p.Threads[0].TID) != said || !*p.Threads[0].NoNewPrivileges || *p.Threads[0].Seccomp != 2 || !p.Threads[0].Caps.Permitted.Empty() || p.Threads[0].Caps.Bounding != p.Caps.Bounding {
 		t.Errorf("threads %+v, want one, %s", p.Threads, said)
 	}
 }

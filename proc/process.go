@@ -112,11 +112,8 @@ func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
 	}
 	p := drift.Process{
 		PID: pid, StartTime: born.start, ParentPID: s.PPid, Name: s.Comm(), State: string([]byte{s.State}), UID: s.UID[1],
-		NoNewPrivileges: s.noNewPrivileges(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed,
+		NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed,
 		ThreadCount: s.Threads, NamespacePIDs: s.NamespacePIDs(), Age: age(l.uptime, born.start),
-	}
-	if s.Seccomp >= 0 {
-		p.Seccomp = new(s.Seccomp)
 	}
 	return p, born, nil
 }
@@ -191,6 +188,14 @@ func (s *Status) noNewPrivileges() *bool {
 		return nil
 	}
 	return new(s.NoNewPrivs == 1)
+}
+
+// seccomp is nil where the kernel does not tell.
+func (s *Status) seccomp() *int {
+	if s.Seccomp < 0 {
+		return nil
+	}
+	return new(s.Seccomp)
 }
 
 // userNamespace tells a process's user namespace by its inode where it may be

@@ -54,8 +54,8 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32) (read, skipped
 			return read, skipped + len(tids) - read, err
 		}
 		read++
-		t := drift.Thread{TID: tid, UID: s.UID[1], NoNewPrivileges: s.noNewPrivileges(), Caps: s.Caps}
-		if t.Caps != p.Caps || t.UID != p.UID || !sameFlag(t.NoNewPrivileges, p.NoNewPrivileges) {
+		t := drift.Thread{TID: tid, UID: s.UID[1], NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), Caps: s.Caps}
+		if t.Caps != p.Caps || t.UID != p.UID || !same(t.NoNewPrivileges, p.NoNewPrivileges) || !same(t.Seccomp, p.Seccomp) {
 			t.Name = s.Comm()
 			differing = append(differing, t)
 		}
@@ -93,6 +93,6 @@ func (r *reader) thread(dir, pid, tid int) (Status, error) {
 	return s, nil
 }
 
-func sameFlag(a, b *bool) bool {
+func same[T comparable](a, b *T) bool {
 	return a == nil || b == nil || *a == *b
 }

@@ -259,14 +259,14 @@ func (g gather) process(pid int) drift.Process {
 }
 
 func (g gather) thread(tid int) drift.Thread {
-	return drift.Thread{TID: tid, Name: g.comm(), UID: g.Uint32(), NoNewPrivileges: maybe(g, g.truth()), Caps: g.sets()}
+	return drift.Thread{TID: tid, Name: g.comm(), UID: g.Uint32(), NoNewPrivileges: maybe(g, g.truth()), Seccomp: maybe(g, g.IntN(3)), Caps: g.sets()}
 }
 
 func (g gather) container(id string, processes int) drift.Container {
 	c := drift.Container{
 		ID: id, Name: g.word(), Image: g.word(), Pod: g.pod(), RuntimeHandler: g.word(), Sandbox: g.truth(), Managed: maybe(g, g.truth()),
 		Origin: g.word(), Observation: g.observation(), Reason: g.word(), Processes: []drift.Process{}, InitPID: g.IntN(3),
-		Created: pick(g, time.Time{}, time.Unix(g.Int64N(1<<32), 5).UTC()),
+		Created: pick(g, time.Time{}, time.Unix(g.Int64N(1<<32), 5).UTC()), Labels: pick(g, nil, g.words()),
 	}
 	c.Declared = drift.Declared{
 		Pod: maybe(g, drift.PodSecurity{
@@ -280,7 +280,7 @@ func (g gather) container(id string, processes int) drift.Container {
 			Add: g.words(), Drop: g.words(), AddAmbient: g.words(), Privileged: g.truth(), NoNewPrivileges: g.truth(),
 			RunAsUser: maybe(g, g.Int64()), UserNamespace: g.truth(), SeccompProfile: maybe(g, g.word()), ReadOnlyRootFilesystem: g.truth(),
 		}),
-		OCI: g.oci(), Bundle: g.oci(),
+		OCI: g.oci(), Bundle: g.oci(), Privileged: maybe(g, g.truth()),
 	}
 	for i := range processes {
 		c.Processes = append(c.Processes, g.process(10*i+1))

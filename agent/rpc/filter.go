@@ -82,20 +82,20 @@ func (c *chooser) tooCostly() error {
 		&errdetails.ErrorInfo{Reason: "FILTER_TOO_COSTLY", Domain: domain, Metadata: map[string]string{"field": c.field}})
 }
 
-// takesContainer judges a container of the node.
-func (c *chooser) takesContainer(node *drift.Node, container *drift.Container) (taken bool, undecided string, err error) {
-	return c.takes(policy.Subject{Node: node, Container: container})
+// takesContainer judges a container of the report's node.
+func (c *chooser) takesContainer(report *drift.Report, container *drift.Container) (taken bool, undecided string, err error) {
+	return c.takes(policy.Subject{Node: &report.Node, Runtime: report.Runtime, Container: container})
 }
 
 // takesFinding judges a finding with its container and process, if they are there.
-func (c *chooser) takesFinding(node *drift.Node, container *drift.Container, process *drift.Process, finding *drift.Finding) (taken bool, undecided string, err error) {
-	return c.takes(policy.Subject{Node: node, Container: container, Process: process, Finding: finding})
+func (c *chooser) takesFinding(report *drift.Report, container *drift.Container, process *drift.Process, finding *drift.Finding) (taken bool, undecided string, err error) {
+	return c.takes(policy.Subject{Node: &report.Node, Runtime: report.Runtime, Container: container, Process: process, Finding: finding})
 }
 
 // judgeContainers judges containers of a report.
 func (c *chooser) judgeContainers(report *drift.Report) func(*drift.Container) (bool, string, error) {
 	return func(container *drift.Container) (bool, string, error) {
-		return c.takesContainer(&report.Node, container)
+		return c.takesContainer(report, container)
 	}
 }
 
@@ -119,7 +119,7 @@ func (c *chooser) judgeFindings(report *drift.Report) func(*drift.Finding) (bool
 		}
 	}
 	return func(f *drift.Finding) (bool, string, error) {
-		return c.takesFinding(&report.Node, containers[f.ContainerID], processes[member{f.ContainerID, f.PID}], f)
+		return c.takesFinding(report, containers[f.ContainerID], processes[member{f.ContainerID, f.PID}], f)
 	}
 }
 

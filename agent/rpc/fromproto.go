@@ -128,6 +128,10 @@ func FromProtoContainer(m *v1.Container) (drift.Container, error) {
 		Managed: m.Managed, Origin: m.Origin, Observation: observation, Reason: m.Reason, Processes: []drift.Process{},
 		InitPID: int(m.GetInitPid()), Created: when(m.CreatedAt),
 	}
+	container.Declared.Privileged = m.Declared.Privileged
+	if m.Labels != nil {
+		container.Labels = list(m.Labels.Labels)
+	}
 	if pod := m.Declared.Pod; pod != nil {
 		container.Declared.Pod = &drift.PodSecurity{
 			Role: drift.Role(pod.Role), Add: list(pod.Add), Drop: list(pod.Drop), Privileged: pod.Privileged,
@@ -190,11 +194,7 @@ func fromProcess(m *v1.Process) (drift.Process, error) {
 		PID: int(m.Pid), StartTime: m.StartTime, ParentPID: int(m.ParentPid), Name: name(m.Name, m.RawName), State: m.State,
 		UID: m.Uid, ContainerUID: m.ContainerUid, NoNewPrivileges: m.NoNewPrivileges,
 		UserNamespace: drift.UserNamespace{Relation: fromRelation(m.UserNamespace.GetRelation()), Inode: m.UserNamespace.GetInode()},
-		Caps:          sets, Observation: observation, ThreadCount: int(m.ThreadCount),
-	}
-	if m.Seccomp != nil {
-		mode := int(*m.Seccomp)
-		process.Seccomp = &mode
+		Caps:          sets, Observation: observation, ThreadCount: int(m.ThreadCount), Seccomp: fromMode(m.Seccomp),
 	}
 	for _, t := range m.Threads {
 		sets, err := fromSets(t.GetCapabilities())
@@ -202,10 +202,17 @@ func fromProcess(m *v1.Process) (drift.Process, error) {
 			return drift.Process{}, fmt.Errorf("thread %d: %w", t.GetTid(), err)
 		}
 		process.Threads = append(process.Threads, drift.Thread{
-			TID: int(t.Tid), Name: name(t.Name, t.RawName), UID: t.Uid, NoNewPrivileges: t.NoNewPrivileges, Caps: sets,
+			TID: int(t.Tid), Name: name(t.Name, t.RawName), UID: t.Uid, NoNewPrivileges: t.NoNewPrivileges, Seccomp: fromMode(t.Seccomp), Caps: sets,
 		})
 	}
 	return process, nil
+}
+
+func fromMode(seccomp *int32) *int {
+	if seccomp == nil {
+		return nil
+	}
+	return new(int(*seccomp))
 }
 
 // FromProtoFinding is the finding of a message.

@@ -104,8 +104,11 @@ func headOf(c drift.Container) *v1.Container {
 		Id: text(c.ID), Name: text(c.Name), Image: text(c.Image), Pod: toPod(c.Pod), RuntimeHandler: text(c.RuntimeHandler),
 		Sandbox: c.Sandbox, Managed: c.Managed, Origin: text(c.Origin),
 		Observation: observations[c.Observation], Reason: text(c.Reason),
-		Declared: &v1.Declared{Oci: toOCI(c.Declared.OCI), Bundle: toOCI(c.Declared.Bundle)}, ProcessCount: count(len(c.Processes)),
+		Declared: &v1.Declared{Oci: toOCI(c.Declared.OCI), Bundle: toOCI(c.Declared.Bundle), Privileged: c.Declared.Privileged}, ProcessCount: count(len(c.Processes)),
 		CreatedAt: moment(c.Created), InitPid: known(c.InitPID),
+	}
+	if c.Labels != nil {
+		container.Labels = &v1.Labels{Labels: texts(c.Labels)}
 	}
 	if pod := c.Declared.Pod; pod != nil {
 		container.Declared.Pod = &v1.PodSecurity{
@@ -145,10 +148,7 @@ func processHead(p drift.Process) *v1.Process {
 		State: text(p.State), Uid: p.UID, ContainerUid: p.ContainerUID, NoNewPrivileges: p.NoNewPrivileges,
 		UserNamespace: &v1.UserNamespace{Relation: relations[p.UserNamespace.Relation]},
 		Capabilities:  toSets(p.Caps), Observation: observations[p.Observation], ThreadCount: count(p.ThreadCount),
-	}
-	if p.Seccomp != nil {
-		mode := number(*p.Seccomp)
-		process.Seccomp = &mode
+		Seccomp: toMode(p.Seccomp),
 	}
 	if inode := p.UserNamespace.Inode; inode != 0 {
 		process.UserNamespace.Inode = &inode
@@ -159,7 +159,15 @@ func processHead(p drift.Process) *v1.Process {
 func toThread(t drift.Thread) *v1.Thread {
 	return &v1.Thread{
 		Tid: number(t.TID), Name: text(t.Name), RawName: raw(t.Name), Uid: t.UID, NoNewPrivileges: t.NoNewPrivileges, Capabilities: toSets(t.Caps),
+		Seccomp: toMode(t.Seccomp),
 	}
+}
+
+func toMode(seccomp *int) *int32 {
+	if seccomp == nil {
+		return nil
+	}
+	return new(number(*seccomp))
 }
 
 // ToProtoFinding is a finding as a message.

@@ -282,7 +282,7 @@ func (w *watch) container(change agent.Change) error {
 		return nil
 	}
 	view, _ := w.service.feed.View()
-	taken, undecided, err := w.containers.takesContainer(&view.Report.Node, change.Container)
+	taken, undecided, err := w.containers.takesContainer(&view.Report, change.Container)
 	if err != nil {
 		return err
 	}
@@ -327,7 +327,7 @@ func (w *watch) finding(change agent.Change) error {
 			process = &container.Processes[at]
 		}
 	}
-	taken, undecided, err := w.findings.takesFinding(&view.Report.Node, container, process, change.Finding)
+	taken, undecided, err := w.findings.takesFinding(&view.Report, container, process, change.Finding)
 	if err != nil {
 		return err
 	}

@@ -244,6 +244,31 @@ func TestAuditPublishedForm(t *testing.T) {
 	}
 }
 
+// TestExplainPublishedForm holds pages of a recorded node, of one of its processes and of a
+// node without a runtime against the published schema.
+func TestExplainPublishedForm(t *testing.T) {
+	schema := readSchema(t, "../../docs/capdrift.explain.v1.schema.json", "../../docs/capdrift.node.v1.schema.json", "../../docs/capdrift.audit.v1.schema.json")
+	containerd, crio := fake.Serve(t, load(t, "containerd-2.4.2")), fake.Serve(t, load(t, "cri-o-1.37.0"))
+	drifted, hidden := driftNode(t).root, capturedNode(t, "cri-o-1.37.0", "v2").root
+	text := ""
+	for name, args := range map[string][]string{
+		"a container":           {"add-and-drop-same", "--host-root", drifted, "--cri-endpoint", containerd.Endpoint},
+		"a capability of it":    {"default", "SYS_ADMIN", "--host-root", drifted, "--cri-endpoint", containerd.Endpoint},
+		"a process, and policy": {"70001", "--pack", "pss-restricted", "--pack", "dangerous", "--host-root", drifted, "--cri-endpoint", containerd.Endpoint},
+		"privileged":            {"privileged-nonroot", "--pack", "cis", "--host-root", drifted, "--cri-endpoint", containerd.Endpoint},
+		"a hidden CRI config":   {"default", "--pack", "cis", "--host-root", hidden, "--cri-endpoint", crio.Endpoint},
+		"no runtime":            {"70001", "--host-root", drifted, "--cri-endpoint", "unix:///nobody/listens.sock"},
+	} {
+		text, _, _ = capture(t, append([]string{"explain", "-o", "json"}, args...)...)
+		if err := validate(t, schema, text); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := validate(t, schema, strings.Replace(text, `"capabilities": [`, `"capabilities": [{},`, 1)); err == nil {
+		t.Error("the schema takes an account without anything")
+	}
+}
+
 // TestSARIF holds audits against the schema that OASIS publishes.
 func TestSARIF(t *testing.T) {
 	schema := readSchema(t, "../../testdata/schemas/sarif-schema-2.1.0.json")

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -69,5 +71,56 @@ func TestPredictionsAgreeWithCaptures(t *testing.T) {
 				t.Errorf("%s %s: predicted %+v (%v), recorded %+v", recorded, name, want, err, *got)
 			}
 		}
+	}
+}
+
+// TestPaperAndKernelOnBothRuntimes: the same pod specs, judged by "Minimize the admission of
+// containers with the NET_RAW capability" and by what two real runtimes made of them. Paper
+// says the same of both, and is wrong about one.
+func TestPaperAndKernelOnBothRuntimes(t *testing.T) {
+	for _, row := range []struct {
+		runtime, name, securityContext string
+		declared, actual               string
+	}{
+		{"containerd-2.4.2", "default", "{}", "fail", "fail"},
+		{"cri-o-1.37.0", "default", "{}", "fail", "pass"}, // never had it
+		{"containerd-2.4.2", "cap-prefix-drop", "{capabilities: {drop: [CAP_NET_RAW]}}", "pass", "fail"},
+		{"cri-o-1.37.0", "cap-prefix-drop", "{capabilities: {drop: [CAP_NET_RAW]}}", "pass", "pass"},
+		{"containerd-2.4.2", "drop-net-raw", "{capabilities: {drop: [NET_RAW]}}", "pass", "pass"},
+		{"cri-o-1.37.0", "drop-net-raw", "{capabilities: {drop: [NET_RAW]}}", "pass", "pass"},
+		{"containerd-2.4.2", "add-net-admin", "{capabilities: {add: [NET_ADMIN]}}", "fail", "fail"},
+		{"cri-o-1.37.0", "add-net-admin", "{capabilities: {add: [NET_ADMIN]}}", "fail", "pass"},
+	} {
+		t.Run(row.runtime+" "+row.name, func(t *testing.T) {
+			pods := filepath.Join(t.TempDir(), "pods.yaml")
+			manifest := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %[1]s, namespace: default}\nspec: {containers: [{name: %[1]s, securityContext: %[2]s}]}\n", row.name, row.securityContext)
+			if err := os.WriteFile(pods, []byte(manifest), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			server := fake.Serve(t, load(t, row.runtime))
+			text, stderr, status := capture(t, "audit", "-o", "json", "--pack", "cis", "--pods", pods, "--filter", fmt.Sprintf("name == %q", row.name),
+				"--host-root", capturedNode(t, row.runtime, "hybrid").root, "--cri-endpoint", server.Endpoint)
+			if status != exitDone {
+				t.Fatalf("status %d, %s", status, stderr)
+			}
+			var page struct {
+				Results []struct {
+					Rule             string
+					Declared, Actual struct{ Verdict string }
+				}
+			}
+			if err := json.Unmarshal([]byte(text), &page); err != nil {
+				t.Fatal(err)
+			}
+			for _, result := range page.Results {
+				if result.Rule == "cis-net-raw" {
+					if result.Declared.Verdict != row.declared || result.Actual.Verdict != row.actual {
+						t.Errorf("%s on paper, %s in the kernel; want %s and %s", result.Declared.Verdict, result.Actual.Verdict, row.declared, row.actual)
+					}
+					return
+				}
+			}
+			t.Error("nothing was said by cis-net-raw")
+		})
 	}
 }

@@ -71,7 +71,7 @@ type sieve struct {
 // keeps tells whether the subject is shown. Only an expression that takes too
 // long ends the work: it is not the subject's fault.
 func (s *sieve) keeps(subject policy.Subject) (bool, error) {
-	subject.Node = &s.report.Node
+	subject.Node, subject.Runtime = &s.report.Node, s.report.Runtime
 	matches, err := s.filter.Match(subject)
 	var wrong *policy.FilterError
 	switch {

@@ -142,6 +142,9 @@ func TestContexts(t *testing.T) {
 			if pod := containers[i].Pod; got.Name != c.name || got.Pod == nil || got.Pod.Name != pod.Name || got.Pod.Namespace != pod.Namespace {
 				t.Errorf("listed as %q of pod %+v", got.Name, got.Pod)
 			}
+			if label := "io.kubernetes.pod.name=" + containers[i].Pod.Name; !slices.Contains(got.Labels, label) {
+				t.Errorf("labels %q, want %s among them", got.Labels, label)
+			}
 			if got.Managed == nil || !*got.Managed || got.Observation != "observed" {
 				t.Errorf("managed %v, %s; want a managed one, observed", got.Managed, got.Observation)
 			}

@@ -37,13 +37,16 @@ func TestMicroVM(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			statuses, err := microvm.Run(t.Context(), microvm.Config{
-				Cache:   filepath.Join(repo, ".cache", "microvm"),
-				Files:   map[string]string{"/usr/local/bin/live.test": self, "/opt/programs": programs},
+				Cache: filepath.Join(repo, ".cache", "microvm"),
+				Files: map[string]string{
+					"/usr/local/bin/live.test": self, "/opt/programs": programs, "/opt/policy.md": filepath.Join(repo, "docs", "policy.md"),
+				},
 				Systemd: row.systemd,
 				Commands: []microvm.Command{{
 					Args: append([]string{"live.test", "-test.v", "-test.timeout=20m"}, row.args...),
 					Env: append([]string{
 						"CI=1", "CAPDRIFT_E2E_PROGRAMS=/opt/programs", "CAPDRIFT_E2E_SLOW=20", "CAPDRIFT_E2E_EXPECT=microvm",
+						"CAPDRIFT_E2E_POLICY_PAGE=/opt/policy.md",
 					}, row.env...),
 				}},
 				Output: t.Output(),

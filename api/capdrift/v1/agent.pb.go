@@ -587,7 +587,7 @@ func (x UserNamespace_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UserNamespace_Relation.Descriptor instead.
 func (UserNamespace_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45, 0}
 }
 
 // GetNodeRequest asks for the node.
@@ -2932,7 +2932,9 @@ type Container struct {
 	InitPid *int32 `protobuf:"varint,16,opt,name=init_pid,json=initPid,proto3,oneof" json:"init_pid,omitempty"`
 	// Why the filter could not judge it: what it asks about was not seen. It is here
 	// because unknown is not no. Empty when the filter takes it.
-	Undecided     string `protobuf:"bytes,17,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	Undecided string `protobuf:"bytes,17,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	// Its pod's labels; absent where the runtime tells of none, or of more than are kept.
+	Labels        *Labels `protobuf:"bytes,18,opt,name=labels,proto3,oneof" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3086,6 +3088,59 @@ func (x *Container) GetUndecided() string {
 	return ""
 }
 
+func (x *Container) GetLabels() *Labels {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// Labels are those of a pod when it was started.
+type Labels struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each "key=value", sorted.
+	Labels        []string `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Labels) Reset() {
+	*x = Labels{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Labels) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Labels) ProtoMessage() {}
+
+func (x *Labels) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Labels.ProtoReflect.Descriptor instead.
+func (*Labels) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Labels) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 // Pod names a Kubernetes pod.
 type Pod struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3101,7 +3156,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3168,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3181,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Pod) GetNamespace() string {
@@ -3161,14 +3216,17 @@ type Declared struct {
 	Oci *OciSecurity `protobuf:"bytes,3,opt,name=oci,proto3,oneof" json:"oci,omitempty"`
 	// The config.json that the OCI runtime read. It is the OCI spec again, unless a
 	// wrapper of the OCI runtime or a hook edited it. Absent when it was not read.
-	Bundle        *OciSecurity `protobuf:"bytes,4,opt,name=bundle,proto3,oneof" json:"bundle,omitempty"`
+	Bundle *OciSecurity `protobuf:"bytes,4,opt,name=bundle,proto3,oneof" json:"bundle,omitempty"`
+	// Whether it is privileged, where the runtime tells that and no more of its CRI config
+	// (CRI-O); absent where cri tells, or nobody does.
+	Privileged    *bool `protobuf:"varint,5,opt,name=privileged,proto3,oneof" json:"privileged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Declared) Reset() {
 	*x = Declared{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3238,7 @@ func (x *Declared) String() string {
 func (*Declared) ProtoMessage() {}
 
 func (x *Declared) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3251,7 @@ func (x *Declared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Declared.ProtoReflect.Descriptor instead.
 func (*Declared) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Declared) GetPod() *PodSecurity {
@@ -3222,6 +3280,13 @@ func (x *Declared) GetBundle() *OciSecurity {
 		return x.Bundle
 	}
 	return nil
+}
+
+func (x *Declared) GetPrivileged() bool {
+	if x != nil && x.Privileged != nil {
+		return *x.Privileged
+	}
+	return false
 }
 
 // PodSecurity is the part of a pod spec that decides one container's
@@ -3263,7 +3328,7 @@ type PodSecurity struct {
 
 func (x *PodSecurity) Reset() {
 	*x = PodSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3340,7 @@ func (x *PodSecurity) String() string {
 func (*PodSecurity) ProtoMessage() {}
 
 func (x *PodSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3353,7 @@ func (x *PodSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodSecurity.ProtoReflect.Descriptor instead.
 func (*PodSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PodSecurity) GetRole() string {
@@ -3397,7 +3462,7 @@ type PodLevel struct {
 
 func (x *PodLevel) Reset() {
 	*x = PodLevel{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3409,7 +3474,7 @@ func (x *PodLevel) String() string {
 func (*PodLevel) ProtoMessage() {}
 
 func (x *PodLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3422,7 +3487,7 @@ func (x *PodLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodLevel.ProtoReflect.Descriptor instead.
 func (*PodLevel) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PodLevel) GetRunAsUser() int64 {
@@ -3475,7 +3540,7 @@ type CriSecurity struct {
 
 func (x *CriSecurity) Reset() {
 	*x = CriSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3552,7 @@ func (x *CriSecurity) String() string {
 func (*CriSecurity) ProtoMessage() {}
 
 func (x *CriSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3565,7 @@ func (x *CriSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CriSecurity.ProtoReflect.Descriptor instead.
 func (*CriSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CriSecurity) GetAdd() []string {
@@ -3585,7 +3650,7 @@ type OciSecurity struct {
 
 func (x *OciSecurity) Reset() {
 	*x = OciSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3662,7 @@ func (x *OciSecurity) String() string {
 func (*OciSecurity) ProtoMessage() {}
 
 func (x *OciSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3675,7 @@ func (x *OciSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OciSecurity.ProtoReflect.Descriptor instead.
 func (*OciSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *OciSecurity) GetCapabilities() *CapabilitySets {
@@ -3661,7 +3726,7 @@ type Set struct {
 
 func (x *Set) Reset() {
 	*x = Set{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3673,7 +3738,7 @@ func (x *Set) String() string {
 func (*Set) ProtoMessage() {}
 
 func (x *Set) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3686,7 +3751,7 @@ func (x *Set) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Set.ProtoReflect.Descriptor instead.
 func (*Set) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Set) GetBits() uint64 {
@@ -3723,7 +3788,7 @@ type CapabilitySets struct {
 
 func (x *CapabilitySets) Reset() {
 	*x = CapabilitySets{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3735,7 +3800,7 @@ func (x *CapabilitySets) String() string {
 func (*CapabilitySets) ProtoMessage() {}
 
 func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3748,7 +3813,7 @@ func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapabilitySets.ProtoReflect.Descriptor instead.
 func (*CapabilitySets) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CapabilitySets) GetInheritable() *Set {
@@ -3830,7 +3895,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +3907,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +3920,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Process) GetPid() int32 {
@@ -3984,14 +4049,16 @@ type Thread struct {
 	// no_new_privs is set; absent where the kernel does not tell.
 	NoNewPrivileges *bool `protobuf:"varint,5,opt,name=no_new_privileges,json=noNewPrivileges,proto3,oneof" json:"no_new_privileges,omitempty"`
 	// Its capability sets.
-	Capabilities  *CapabilitySets `protobuf:"bytes,6,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities *CapabilitySets `protobuf:"bytes,6,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// Its seccomp mode: 0 off, 1 strict, 2 filter; absent where the kernel does not tell.
+	Seccomp       *int32 `protobuf:"varint,7,opt,name=seccomp,proto3,oneof" json:"seccomp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4003,7 +4070,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4016,7 +4083,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Thread) GetTid() int32 {
@@ -4061,6 +4128,13 @@ func (x *Thread) GetCapabilities() *CapabilitySets {
 	return nil
 }
 
+func (x *Thread) GetSeccomp() int32 {
+	if x != nil && x.Seccomp != nil {
+		return *x.Seccomp
+	}
+	return 0
+}
+
 // UserNamespace places a process's user namespace.
 type UserNamespace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4074,7 +4148,7 @@ type UserNamespace struct {
 
 func (x *UserNamespace) Reset() {
 	*x = UserNamespace{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4086,7 +4160,7 @@ func (x *UserNamespace) String() string {
 func (*UserNamespace) ProtoMessage() {}
 
 func (x *UserNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4099,7 +4173,7 @@ func (x *UserNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNamespace.ProtoReflect.Descriptor instead.
 func (*UserNamespace) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UserNamespace) GetRelation() UserNamespace_Relation {
@@ -4165,7 +4239,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4177,7 +4251,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4190,7 +4264,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Finding) GetId() string {
@@ -4517,7 +4591,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x05Limit\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12\x14\n" +
-	"\x05blind\x18\x03 \x01(\bR\x05blind\"\xf6\x04\n" +
+	"\x05blind\x18\x03 \x01(\bR\x05blind\"\xb3\x05\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4537,24 +4611,32 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1e\n" +
 	"\binit_pid\x18\x10 \x01(\x05H\x02R\ainitPid\x88\x01\x01\x12\x1c\n" +
-	"\tundecided\x18\x11 \x01(\tR\tundecidedB\x06\n" +
+	"\tundecided\x18\x11 \x01(\tR\tundecided\x120\n" +
+	"\x06labels\x18\x12 \x01(\v2\x13.capdrift.v1.LabelsH\x03R\x06labels\x88\x01\x01B\x06\n" +
 	"\x04_podB\n" +
 	"\n" +
 	"\b_managedB\v\n" +
-	"\t_init_pid\"I\n" +
+	"\t_init_pidB\t\n" +
+	"\a_labels\" \n" +
+	"\x06Labels\x12\x16\n" +
+	"\x06labels\x18\x01 \x03(\tR\x06labels\"I\n" +
 	"\x03Pod\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
-	"\x03uid\x18\x03 \x01(\tR\x03uid\"\xf7\x01\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\"\xab\x02\n" +
 	"\bDeclared\x12/\n" +
 	"\x03pod\x18\x01 \x01(\v2\x18.capdrift.v1.PodSecurityH\x00R\x03pod\x88\x01\x01\x12/\n" +
 	"\x03cri\x18\x02 \x01(\v2\x18.capdrift.v1.CriSecurityH\x01R\x03cri\x88\x01\x01\x12/\n" +
 	"\x03oci\x18\x03 \x01(\v2\x18.capdrift.v1.OciSecurityH\x02R\x03oci\x88\x01\x01\x125\n" +
-	"\x06bundle\x18\x04 \x01(\v2\x18.capdrift.v1.OciSecurityH\x03R\x06bundle\x88\x01\x01B\x06\n" +
+	"\x06bundle\x18\x04 \x01(\v2\x18.capdrift.v1.OciSecurityH\x03R\x06bundle\x88\x01\x01\x12#\n" +
+	"\n" +
+	"privileged\x18\x05 \x01(\bH\x04R\n" +
+	"privileged\x88\x01\x01B\x06\n" +
 	"\x04_podB\x06\n" +
 	"\x04_criB\x06\n" +
 	"\x04_ociB\t\n" +
-	"\a_bundle\"\xe9\x04\n" +
+	"\a_bundleB\r\n" +
+	"\v_privileged\"\xe9\x04\n" +
 	"\vPodSecurity\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x10\n" +
 	"\x03add\x18\x02 \x03(\tR\x03add\x12\x12\n" +
@@ -4639,16 +4721,19 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x0e_container_uidB\x14\n" +
 	"\x12_no_new_privilegesB\n" +
 	"\n" +
-	"\b_seccomp\"\xf5\x01\n" +
+	"\b_seccomp\"\xa0\x02\n" +
 	"\x06Thread\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\x05R\x03tid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1e\n" +
 	"\braw_name\x18\x03 \x01(\fH\x00R\arawName\x88\x01\x01\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12/\n" +
 	"\x11no_new_privileges\x18\x05 \x01(\bH\x01R\x0fnoNewPrivileges\x88\x01\x01\x12?\n" +
-	"\fcapabilities\x18\x06 \x01(\v2\x1b.capdrift.v1.CapabilitySetsR\fcapabilitiesB\v\n" +
+	"\fcapabilities\x18\x06 \x01(\v2\x1b.capdrift.v1.CapabilitySetsR\fcapabilities\x12\x1d\n" +
+	"\aseccomp\x18\a \x01(\x05H\x02R\aseccomp\x88\x01\x01B\v\n" +
 	"\t_raw_nameB\x14\n" +
-	"\x12_no_new_privileges\"\xee\x01\n" +
+	"\x12_no_new_privilegesB\n" +
+	"\n" +
+	"\b_seccomp\"\xee\x01\n" +
 	"\rUserNamespace\x12?\n" +
 	"\brelation\x18\x01 \x01(\x0e2#.capdrift.v1.UserNamespace.RelationR\brelation\x12\x19\n" +
 	"\x05inode\x18\x02 \x01(\x04H\x00R\x05inode\x88\x01\x01\"w\n" +
@@ -4733,7 +4818,7 @@ func file_capdrift_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_capdrift_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_capdrift_v1_agent_proto_goTypes = []any{
 	(WatchTopic)(0),                // 0: capdrift.v1.WatchTopic
 	(ContainerView)(0),             // 1: capdrift.v1.ContainerView
@@ -4778,20 +4863,21 @@ var file_capdrift_v1_agent_proto_goTypes = []any{
 	(*ThreadCoverage)(nil),         // 40: capdrift.v1.ThreadCoverage
 	(*Limit)(nil),                  // 41: capdrift.v1.Limit
 	(*Container)(nil),              // 42: capdrift.v1.Container
-	(*Pod)(nil),                    // 43: capdrift.v1.Pod
-	(*Declared)(nil),               // 44: capdrift.v1.Declared
-	(*PodSecurity)(nil),            // 45: capdrift.v1.PodSecurity
-	(*PodLevel)(nil),               // 46: capdrift.v1.PodLevel
-	(*CriSecurity)(nil),            // 47: capdrift.v1.CriSecurity
-	(*OciSecurity)(nil),            // 48: capdrift.v1.OciSecurity
-	(*Set)(nil),                    // 49: capdrift.v1.Set
-	(*CapabilitySets)(nil),         // 50: capdrift.v1.CapabilitySets
-	(*Process)(nil),                // 51: capdrift.v1.Process
-	(*Thread)(nil),                 // 52: capdrift.v1.Thread
-	(*UserNamespace)(nil),          // 53: capdrift.v1.UserNamespace
-	(*Finding)(nil),                // 54: capdrift.v1.Finding
-	(*timestamppb.Timestamp)(nil),  // 55: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 56: google.protobuf.Duration
+	(*Labels)(nil),                 // 43: capdrift.v1.Labels
+	(*Pod)(nil),                    // 44: capdrift.v1.Pod
+	(*Declared)(nil),               // 45: capdrift.v1.Declared
+	(*PodSecurity)(nil),            // 46: capdrift.v1.PodSecurity
+	(*PodLevel)(nil),               // 47: capdrift.v1.PodLevel
+	(*CriSecurity)(nil),            // 48: capdrift.v1.CriSecurity
+	(*OciSecurity)(nil),            // 49: capdrift.v1.OciSecurity
+	(*Set)(nil),                    // 50: capdrift.v1.Set
+	(*CapabilitySets)(nil),         // 51: capdrift.v1.CapabilitySets
+	(*Process)(nil),                // 52: capdrift.v1.Process
+	(*Thread)(nil),                 // 53: capdrift.v1.Thread
+	(*UserNamespace)(nil),          // 54: capdrift.v1.UserNamespace
+	(*Finding)(nil),                // 55: capdrift.v1.Finding
+	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 57: google.protobuf.Duration
 }
 var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	31, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
@@ -4805,11 +4891,11 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	33, // 8: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
 	42, // 9: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
 	33, // 10: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
-	54, // 11: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
+	55, // 11: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
 	33, // 12: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
 	0,  // 13: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
 	1,  // 14: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
-	55, // 15: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	56, // 15: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
 	20, // 16: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
 	21, // 17: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
 	22, // 18: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
@@ -4822,75 +4908,76 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	34, // 25: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
 	33, // 26: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
 	42, // 27: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
-	54, // 28: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
+	55, // 28: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
 	5,  // 29: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
 	42, // 30: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
 	6,  // 31: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
-	54, // 32: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
+	55, // 32: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
 	7,  // 33: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
 	32, // 34: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
 	37, // 35: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
 	33, // 36: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
-	55, // 37: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
+	56, // 37: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
 	34, // 38: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
 	21, // 39: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
 	22, // 40: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
 	23, // 41: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
-	55, // 42: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
-	55, // 43: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
+	56, // 42: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
+	56, // 43: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
 	35, // 44: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
 	36, // 45: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
-	55, // 46: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
-	56, // 47: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
+	56, // 46: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
+	57, // 47: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
 	37, // 48: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
 	38, // 49: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
 	39, // 50: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
 	40, // 51: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
 	41, // 52: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
-	43, // 53: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
+	44, // 53: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
 	2,  // 54: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
-	44, // 55: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	51, // 56: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	55, // 57: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
-	45, // 58: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	47, // 59: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	48, // 60: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	48, // 61: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	46, // 62: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
-	50, // 63: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	49, // 64: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	49, // 65: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	49, // 66: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	49, // 67: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	49, // 68: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	53, // 69: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	50, // 70: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 71: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	52, // 72: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	50, // 73: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	8,  // 74: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 75: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 76: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 77: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	43, // 78: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	49, // 79: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	9,  // 80: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	12, // 81: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	14, // 82: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	16, // 83: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	18, // 84: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	29, // 85: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 86: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	13, // 87: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	15, // 88: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	17, // 89: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	19, // 90: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	30, // 91: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	86, // [86:92] is the sub-list for method output_type
-	80, // [80:86] is the sub-list for method input_type
-	80, // [80:80] is the sub-list for extension type_name
-	80, // [80:80] is the sub-list for extension extendee
-	0,  // [0:80] is the sub-list for field type_name
+	45, // 55: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
+	52, // 56: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	56, // 57: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	43, // 58: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
+	46, // 59: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
+	48, // 60: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	49, // 61: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	49, // 62: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	47, // 63: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	51, // 64: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	50, // 65: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	50, // 66: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	50, // 67: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	50, // 68: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	50, // 69: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	54, // 70: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	51, // 71: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,  // 72: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	53, // 73: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	51, // 74: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	8,  // 75: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,  // 76: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,  // 77: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,  // 78: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	44, // 79: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	50, // 80: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	9,  // 81: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	12, // 82: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	14, // 83: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	16, // 84: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	18, // 85: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	29, // 86: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10, // 87: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	13, // 88: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	15, // 89: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	17, // 90: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	19, // 91: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	30, // 92: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	87, // [87:93] is the sub-list for method output_type
+	81, // [81:87] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }
@@ -4920,21 +5007,21 @@ func file_capdrift_v1_agent_proto_init() {
 	}
 	file_capdrift_v1_agent_proto_msgTypes[25].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[33].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[35].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[36].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[37].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[38].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[42].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[39].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[43].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[44].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[45].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[46].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capdrift_v1_agent_proto_rawDesc), len(file_capdrift_v1_agent_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
