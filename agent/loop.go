@@ -410,11 +410,9 @@ func (l *Loop) look(ctx context.Context) {
 	})...)
 	l.rereadSuspects()
 	l.publish(changes)
-	if threads {
-		// What was known before is garbage at once, and there is no use for its memory
-		// until the next such look.
-		debug.FreeOSMemory()
-	}
+	// All that was known before is garbage at once, and there is no use for its memory
+	// until the next look.
+	debug.FreeOSMemory()
 }
 
 // keepThreads gives processes the threads that an earlier look read of them. Those of a
