@@ -87,7 +87,11 @@ func (r *reader) exception(n *yaml.Node) Exception {
 		"kinds": func(n *yaml.Node) {
 			r.each(n, "kinds", func(n *yaml.Node) {
 				kind := drift.Kind(r.text(n, "a kind"))
-				if r.err == nil && !slices.Contains(drift.Kinds(), kind) {
+				switch {
+				case r.err != nil:
+				case kind == drift.PolicyViolation:
+					r.fail(n, "what fails a rule is accepted by the rule's id: name it in rules")
+				case !slices.Contains(drift.Kinds(), kind):
 					r.fail(n, "no finding is of the kind %.40q%s", string(kind), didYouMean(string(kind), kindNames()))
 				}
 				e.Kinds = append(e.Kinds, kind)
