@@ -59,6 +59,9 @@ func LoadExceptions(file string, text []byte) ([]Exception, error) {
 	err := readDocument(file, text, func(r *reader, root *yaml.Node) {
 		r.mapping(root, "a file of exceptions", map[string]func(*yaml.Node){
 			"exceptions": func(n *yaml.Node) {
+				if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+					return // the last of them was removed
+				}
 				r.each(n, "exceptions", func(n *yaml.Node) {
 					one := r.exception(n)
 					if r.err == nil && slices.ContainsFunc(list, func(other Exception) bool { return other.ID == one.ID }) {
