@@ -296,6 +296,7 @@ func (g gather) finding(id string) drift.Finding {
 		ID: id, Kind: pick(g, drift.BoundingExcess, drift.DropIgnored, "a_later_kind"), Severity: pick(g, drift.Severities()...),
 		From: layer(), Layer: layer(), Cause: pick(g, "", drift.CausePrefix), RuntimeHandler: g.word(), ContainerID: g.word(), Container: g.word(),
 		Pod: g.pod(), PID: g.IntN(3), TID: g.IntN(3), Set: pick(g, "", "bounding"), Capabilities: g.set(), Message: g.word(), Remedy: g.word(), Paste: g.word(),
+		Rule: g.word(), Declared: pick(g, "", "pass", "fail"), Actual: pick(g, "", "unknown", "not_applicable"), Exception: g.word(),
 	}
 }
 

@@ -24,7 +24,7 @@ func (o *exceptedOptions) count(errs io.Writer, accepted int) {
 	switch {
 	case accepted == 0:
 	case o.show:
-		fmt.Fprintf(errs, "capdrift: %s of those shown accepted by exceptions\n", areOrIs(accepted))
+		fmt.Fprintf(errs, "capdrift: among the findings shown, exceptions accept %d\n", accepted)
 	default:
 		fmt.Fprintf(errs, "capdrift: %s accepted by exceptions and not shown; --%s shows them\n", areOrIs(accepted), showExcepted)
 	}
