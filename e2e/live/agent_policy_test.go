@@ -150,7 +150,7 @@ func TestAgentPolicy(t *testing.T) {
 		t.Errorf("the exceptions are %v, want %v", states, want)
 	}
 
-	write(strings.Replace(accepting, "owner: a", "owner: [a", 1))
+	write(strings.Replace(accepting, "reason: b", "raison: b", 1))
 	a.await("it says that the policy is broken", func() bool {
 		ok, why, _ := a.policyOf()
 		return !ok && strings.Contains(why, exceptions+":2:")
