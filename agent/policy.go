@@ -150,7 +150,11 @@ func (l *Loop) enforce(update PolicyUpdate) []Change {
 	r := &s.rules
 	if update.Err != nil {
 		r.asked = true
-		return l.component("policy", update.Err)
+		changes := l.component("policy", update.Err)
+		if r.policy == nil {
+			changes = append(changes, l.accept()...) // of no exception is it known that it still counts
+		}
+		return changes
 	}
 	changes := l.component("policy", nil)
 	*r = rules{}

@@ -459,18 +459,28 @@ func TestRulesRemember(t *testing.T) {
 	first := judging(t, m, c, newCourt(), nil)
 	passes(t, c, "it is open", is(first, "policy_violation pass fail"))
 	view, _ := first.View()
-	before := view.Report.Findings
+	before := slices.Clone(view.Report.Findings)
+	excepted := slices.Clone(before)
+	excepted[0].Exception = "clock"
 
 	for what, row := range map[string]struct {
 		policy agent.PolicyUpdate
 		gone   bool
 		want   []string
+		open   []drift.Finding
 	}{
-		"the same policy":                    {agent.PolicyUpdate{Policy: newCourt()}, false, nil},
-		"a policy that cannot be read":       {agent.PolicyUpdate{Err: errors.New("no")}, false, nil},
-		"no policy any more":                 {agent.PolicyUpdate{}, false, []string{"finding_resolved pass fail policy"}},
-		"a container that is gone":           {agent.PolicyUpdate{Policy: newCourt()}, true, []string{"finding_resolved pass fail ended"}},
-		"one that is gone, and a bad policy": {agent.PolicyUpdate{Err: errors.New("no")}, true, []string{"finding_resolved pass fail ended"}},
+		"the same policy":                    {agent.PolicyUpdate{Policy: newCourt()}, false, nil, before},
+		"a policy that cannot be read":       {agent.PolicyUpdate{Err: errors.New("no")}, false, nil, before},
+		"no policy any more":                 {agent.PolicyUpdate{}, false, []string{"finding_resolved pass fail policy"}, before},
+		"a container that is gone":           {agent.PolicyUpdate{Policy: newCourt()}, true, []string{"finding_resolved pass fail ended"}, before},
+		"one that is gone, and a bad policy": {agent.PolicyUpdate{Err: errors.New("no")}, true, []string{"finding_resolved pass fail ended"}, before},
+		"an exception that still counts": {
+			agent.PolicyUpdate{Policy: newCourt().accept("clock", "no-time", c.Now().Add(time.Hour))}, false, nil, excepted,
+		},
+		"an exception that expired meanwhile": {
+			agent.PolicyUpdate{Policy: newCourt().accept("clock", "no-time", newClock().now)}, false, []string{"finding_updated pass fail"}, excepted,
+		},
+		"exceptions that cannot be read": {agent.PolicyUpdate{Err: errors.New("no")}, false, []string{"finding_updated pass fail"}, excepted},
 	} {
 		t.Run(what, func(t *testing.T) {
 			again, c := newMachine(), newClock()
@@ -478,7 +488,7 @@ func TestRulesRemember(t *testing.T) {
 			if row.gone {
 				again.container[0].ID = "c2"
 			}
-			loop := judging(t, again, c, nil, func(l *agent.Loop) { l.Open, l.Epoch, l.Policy = before, "e2", row.policy })
+			loop := judging(t, again, c, nil, func(l *agent.Loop) { l.Open, l.Epoch, l.Policy = row.open, "e2", row.policy })
 			began := c.Now()
 			passes(t, c, "it has looked twice", func() bool { return c.Now().Sub(began) > 2*agent.DefaultCadence().Sweep })
 			again.expect(t, drift.PolicyViolation, row.want...)

@@ -233,7 +233,10 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	var stored metrics.Stored
 	var inner agent.Journal
 	rules, refused := c.Policy.read()
-	if refused != nil {
+	switch {
+	case rules != nil:
+		log.Info("the policy is in force", "packs", c.Policy.Packs, "exceptions", c.Policy.Exceptions)
+	case refused != nil:
 		// A node is watched all the same: what was found by rules before stays open.
 		log.Error("the policy cannot be read, so no rule is judged until it can", "error", refused)
 	}
