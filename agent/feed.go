@@ -12,6 +12,7 @@ type View struct {
 	Position Position
 	Report   drift.Report // its findings are those that are open
 	Status   []Component
+	Policy   *PolicyStatus // nil where none is asked for
 }
 
 // Position is a place in the stream of changes. Sequences count from 1 without a
@@ -25,7 +26,7 @@ type Position struct {
 
 // Component is one part of the agent and how it fares.
 type Component struct {
-	Name  string // "runtime", "proc", "pods", "journal"
+	Name  string // "runtime", "proc", "pods", "journal", "policy", "config"
 	OK    bool
 	Why   string // what is wrong; empty when all is well
 	Since time.Time
@@ -53,7 +54,7 @@ type Change struct {
 	Kind      ChangeKind
 	Container *drift.Container // added, changed; of a removed one the last that was known
 	Finding   *drift.Finding
-	Resolved  string // why a finding was resolved: "gone", "ended", "boot", "explained"
+	Resolved  string // why a finding was resolved: "ended", "boot", "explained", "policy"
 	Component *Component
 	Coverage  *drift.Coverage
 }

@@ -13,6 +13,7 @@ const (
 	ResolvedEnded     = "ended"     // its process, or its container, is gone
 	ResolvedExplained = "explained" // it was looked at again, and is as declared
 	ResolvedBoot      = "boot"      // the node booted since
+	ResolvedPolicy    = "policy"    // its rule is not one of the policy any more
 )
 
 // ledger follows each finding from the first suspicion to its end. It is pure:
@@ -20,7 +21,8 @@ const (
 //
 // What a process holds above [drift.Info] opens when two samples agree, at least the
 // confirming time apart: a runtime's own stages hold everything for milliseconds.
-// What only specs say opens at once, for they do not change. An id is
+// What only specs say opens at once, for they do not change, and so do violations of
+// rules, for they come here when looks have agreed on them (policy.go). An id is
 // the same as long as the cause is, so a finding that was open before the agent
 // was started anew is not opened again.
 type ledger struct {
@@ -101,7 +103,17 @@ func (s sample) confirms(suspect suspicion, after time.Duration) bool {
 // say. A container that cannot be read is most often one that just ended, and one that
 // nobody named most often one that started after the runtime was asked.
 func certain(f drift.Finding) bool {
-	return f.Kind != drift.NotReadable && f.Kind != drift.UnmanagedContainer && (f.Severity == drift.Info || f.PID == 0)
+	return f.Kind == drift.PolicyViolation || f.Kind != drift.NotReadable && f.Kind != drift.UnmanagedContainer && (f.Severity == drift.Info || f.PID == 0)
+}
+
+// has tells whether a finding of this kind is open about the container.
+func (l *ledger) has(containerID string, kind drift.Kind) bool {
+	for _, finding := range l.open {
+		if finding.ContainerID == containerID && finding.Kind == kind {
+			return true
+		}
+	}
+	return false
 }
 
 // suspected tells whether something about the process waits for a second look.
@@ -128,6 +140,20 @@ func (l *ledger) end(at time.Time, why string, ended func(drift.Finding) bool) [
 	return changes
 }
 
+// accept enters which exception accepts each of the open findings, "" for none.
+func (l *ledger) accept(at time.Time, by func(drift.Finding) string) []Change {
+	var changes []Change
+	for _, id := range slices.Sorted(maps.Keys(l.open)) {
+		finding := l.open[id]
+		if exception := by(finding); exception != finding.Exception {
+			finding.Exception = exception
+			l.open[id] = finding
+			changes = append(changes, Change{At: at, Kind: FindingUpdated, Finding: &finding})
+		}
+	}
+	return changes
+}
+
 // findings returns what is open, sorted worst first; never nil.
 func (l *ledger) findings() []drift.Finding {
 	list := slices.AppendSeq(make([]drift.Finding, 0, len(l.open)), maps.Values(l.open))
@@ -137,5 +163,6 @@ func (l *ledger) findings() []drift.Finding {
 
 // alike tells whether a person would read the same.
 func alike(a, b drift.Finding) bool {
-	return a.Severity == b.Severity && a.Message == b.Message && a.Capabilities == b.Capabilities && a.Cause == b.Cause && a.Remedy == b.Remedy
+	return a.Severity == b.Severity && a.Message == b.Message && a.Capabilities == b.Capabilities && a.Cause == b.Cause && a.Remedy == b.Remedy &&
+		a.Declared == b.Declared && a.Actual == b.Actual && a.Exception == b.Exception
 }

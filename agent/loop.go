@@ -62,6 +62,7 @@ type Loop struct {
 	Events  <-chan drift.RuntimeEvent // hints that say when to look sooner; nil for none
 	Journal Journal                   // nil for none
 	Given   drift.Given
+	Policy  PolicyUpdate // to begin with; see [Loop.Enforce]
 	Cadence Cadence
 	Epoch   string // of this run
 	// Open are the findings that were open when the agent ended last, and BootID the
@@ -76,6 +77,7 @@ type Loop struct {
 	state    state
 	scans    chan chan View
 	settings chan settings
+	orders   chan func() []Change
 }
 
 // settings are what can be changed while the loop runs.
@@ -98,10 +100,12 @@ type state struct {
 	sweep        drift.Sweep // the last one's counts and limits
 	threadsAt    time.Time   // when threads are read next
 	wholeAt      time.Time   // when everybody is read next, also who was at rest
+	threadLooks  int         // how often they were
 	missed       int         // processes that nobody could read, since the last sweep
 	follow       []drift.Limit
 	expectations drift.Expectations
 	ledger       *ledger
+	rules        rules
 	rereads      []reread
 	sequence     uint64
 	early        []Change // not published yet: the node was not looked at
@@ -119,7 +123,7 @@ type reread struct {
 
 // NewLoop makes a loop of its parts ready to [Loop.Run].
 func NewLoop(l Loop) *Loop {
-	l.hub, l.scans, l.settings = newHub(), make(chan chan View), make(chan settings)
+	l.hub, l.scans, l.settings, l.orders = newHub(), make(chan chan View), make(chan settings), make(chan func() []Change)
 	l.state = state{
 		containers: make(map[string]*drift.Container), components: make(map[string]Component),
 		ledger: newLedger(l.Cadence.Confirm, l.Open),
@@ -201,6 +205,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 	l.state.node, l.state.nodeLimits = node, limits
 	l.closeFormerBoot()
+	if changes := l.enforce(l.Policy); len(changes) > 0 {
+		l.publish(changes)
+	}
 
 	// A runtime may hang: it is asked beside the loop, one question at a time.
 	listings, asking := make(chan listing, 1), false
@@ -237,7 +244,7 @@ func (l *Loop) Run(ctx context.Context) error {
 				l.state.wholeAt = time.Time{} // who asks for a look gets a whole one
 			}
 			if changed := l.inventory(answer); changed || confirming || len(waiting) > 0 {
-				l.look(ctx)
+				l.look(ctx, len(waiting) > 0)
 			}
 			lists.did(asked, l.Now())
 			for _, reply := range waiting {
@@ -267,7 +274,7 @@ func (l *Loop) Run(ctx context.Context) error {
 				confirming, again = true, again || asking
 				list() // what is suspected may have ended since the runtime was asked
 			} else {
-				l.look(ctx)
+				l.look(ctx, false)
 			}
 			var in time.Duration
 			in, second = l.nextSweep(second)
@@ -293,6 +300,8 @@ func (l *Loop) Run(ctx context.Context) error {
 		case changed := <-l.settings:
 			l.Cadence, l.Given, l.state.ledger.confirm = changed.Cadence, changed.Given, changed.Confirm
 			membership, sweep, listAt = l.After(l.Cadence.Membership), l.After(l.Cadence.Sweep), l.After(l.Cadence.List)
+		case order := <-l.orders:
+			l.publish(order())
 		case reply := <-l.scans:
 			if asking {
 				queued, again = append(queued, reply), true
@@ -308,11 +317,13 @@ func (l *Loop) Run(ctx context.Context) error {
 // suspected that only a sweep shows, a thread or a container that nobody named,
 // and this is not the second look already.
 func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
+	waits := l.state.rules.unread()
 	for _, suspect := range l.state.ledger.suspects {
-		if !second && !ofProcess(suspect.Finding) {
-			l.state.wholeAt = time.Time{} // perhaps it is about a thread
-			return l.Cadence.Confirm, true
-		}
+		waits = waits || !ofProcess(suspect.Finding)
+	}
+	if waits && !second {
+		l.state.wholeAt = time.Time{} // perhaps it is about a thread
+		return l.Cadence.Confirm, true
 	}
 	return l.Cadence.Sweep, false
 }
@@ -337,6 +348,9 @@ func (l *Loop) inventory(answer listing) bool {
 	changed := len(changes) > 0 || s.takenAt.IsZero()
 	if s.failure = answer.err; answer.err == nil {
 		changed = changed || !sameInventory(s, answer.Inventory)
+		if s.runtime == nil || s.runtime.Name != answer.Runtime.Name || s.runtime.Version != answer.Runtime.Version {
+			l.markAll() // rules may ask for it
+		}
 		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
 		s.askedAt = answer.asked
 	}
@@ -354,8 +368,8 @@ func sameInventory(s *state, told drift.Inventory) bool {
 }
 
 // look sweeps the node and enters what it shows: the containers that are there,
-// and every finding about them.
-func (l *Loop) look(ctx context.Context) {
+// and every finding about them. All of it is judged at once where somebody waits for it.
+func (l *Loop) look(ctx context.Context, awaited bool) {
 	s := &l.state
 	started := l.Now()
 	whole := !started.Before(s.wholeAt)
@@ -385,11 +399,15 @@ func (l *Loop) look(ctx context.Context) {
 		l.publish(changes)
 		return
 	}
+	judgeAll := !sameNode(s.node, node)
 	s.node, s.nodeLimits = node, limits
 	if sweep.Processes.Unreadable == 0 {
 		changes = append(changes, l.component("read", nil)...) // what could not be read once now was
 	}
-	if !threads {
+	if threads {
+		s.threadLooks++
+		judgeAll = judgeAll || (sweep.Threads.Skipped == 0) != (s.sweep.Threads.Skipped == 0)
+	} else {
 		sweep.Threads = s.sweep.Threads
 		for i := range sweep.Containers {
 			if before := s.containers[sweep.Containers[i].ID]; before != nil {
@@ -402,14 +420,26 @@ func (l *Loop) look(ctx context.Context) {
 	s.sweep.Containers = nil
 	changes = append(changes, l.enter(sweep.Containers)...)
 	changes = append(changes, s.ledger.end(l.Now(), ResolvedEnded, s.gone)...)
-	candidates := l.judge()
+	candidates := l.except(l.judge())
 	s.takenAt, s.took = started, l.Now().Sub(started)
 	changes = append(changes, s.ledger.take(sample{
 		at: l.Now(), asked: s.askedAt, found: candidates,
 		covers: func(f drift.Finding) bool { return (f.TID == 0 || threads) && l.covers(f) },
 	})...)
 	l.rereadSuspects()
-	l.publish(changes)
+	if s.rules.policy != nil {
+		changes = append(changes, l.accept()...)
+	}
+	if judgeAll {
+		l.markAll()
+	}
+	for _, change := range changes {
+		if change.Kind == FindingOpened && change.Finding.Kind == drift.UnmanagedContainer {
+			s.rules.mark(change.Finding.ContainerID) // now it is known what it is
+		}
+	}
+	ruled, _ := l.rule(awaited)
+	l.publish(append(changes, ruled...))
 	// All that was known before is garbage at once, and there is no use for its memory
 	// until the next look.
 	debug.FreeOSMemory()
@@ -460,11 +490,15 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 		case !sameContainer(before, &c):
 			changes = append(changes, Change{At: now, Kind: ContainerChanged, Container: &c})
 		}
+		if !known || s.rules.suspected(c.ID) || !sameToRules(before, &c) {
+			s.rules.mark(c.ID)
+		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.containers)) {
 		if !present[id] {
 			changes = append(changes, Change{At: now, Kind: ContainerRemoved, Container: s.containers[id]})
 			delete(s.containers, id)
+			s.rules.forget(id)
 			changes = append(changes, s.ledger.end(now, ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == id })...)
 		}
 	}
@@ -521,7 +555,7 @@ func (l *Loop) judge() []drift.Finding {
 // declared.
 func (l *Loop) covers(f drift.Finding) bool {
 	s := &l.state
-	if s.runtime == nil {
+	if s.runtime == nil || f.Kind == drift.PolicyViolation {
 		return false
 	}
 	if f.ContainerID == "" {
@@ -554,6 +588,9 @@ func compared(c *drift.Container, pid int) bool {
 // gone tells whether a finding's process was there, and is not any more.
 func (s *state) gone(f drift.Finding) bool {
 	c, there := s.containers[f.ContainerID]
+	if f.Kind == drift.PolicyViolation {
+		return !there && s.runtime != nil // of a run before, and looked for in vain
+	}
 	return there && f.PID != 0 && wholly(c) && !slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == f.PID })
 }
 
@@ -572,7 +609,8 @@ func (l *Loop) membership(ctx context.Context) {
 			changes = append(changes, l.arrived(ctx, c, m.Appeared)...)
 		}
 	}
-	if len(moved) > 0 || len(changes) > 0 {
+	ruled, judged := l.rule(false)
+	if changes = append(changes, ruled...); len(moved) > 0 || len(changes) > 0 || judged {
 		l.publish(changes)
 	}
 }
@@ -589,6 +627,7 @@ func (l *Loop) left(c *drift.Container, pids []int) []Change {
 	l.replace(c, func(list []drift.Process) []drift.Process {
 		return slices.DeleteFunc(list, func(p drift.Process) bool { return gone[p.PID] })
 	})
+	l.state.rules.mark(c.ID)
 	return l.state.ledger.end(l.Now(), ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == c.ID && gone[f.PID] })
 }
 
@@ -601,20 +640,33 @@ func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Ch
 	read, err := l.Members.Read(ctx, c.ID, pids)
 	status := l.component("read", err)
 	fresh := make(map[int]bool, len(read))
+	unplaced := make(map[int]int, len(read)) // where they are in what was read
 	seen := make([]int, 0, len(read))
-	for _, p := range read {
-		fresh[p.PID] = true
+	for i, p := range read {
+		fresh[p.PID], unplaced[p.PID] = true, i
 		seen = append(seen, p.PID)
 	}
 	l.replace(c, func(list []drift.Process) []drift.Process {
 		keepThreads(list, read)
-		return append(slices.DeleteFunc(list, func(p drift.Process) bool { return fresh[p.PID] }), read...)
+		for i := range list { // who is known keeps his place, so that who is told of first is the same
+			if at, again := unplaced[list[i].PID]; again {
+				delete(unplaced, list[i].PID)
+				list[i] = read[at]
+			}
+		}
+		for i, p := range read {
+			if at, is := unplaced[p.PID]; is && at == i {
+				list = append(list, p)
+			}
+		}
+		return list
 	})
 	current := l.state.containers[c.ID]
 	drift.Settle(l.state.node, current)
+	l.state.rules.mark(c.ID)
 	now := l.Now()
 	changes := l.state.ledger.take(sample{
-		at: now, found: drift.CompareProcesses(l.state.node, *current, seen),
+		at: now, found: l.except(drift.CompareProcesses(l.state.node, *current, seen)),
 		covers: func(f drift.Finding) bool {
 			return l.state.runtime != nil && f.ContainerID == c.ID && ofProcess(f) && fresh[f.PID] && compared(current, f.PID)
 		},
@@ -654,7 +706,8 @@ func (l *Loop) again(ctx context.Context) (changes []Change) {
 			changes = append(changes, l.arrived(ctx, c, r.pids)...)
 		}
 	}
-	return changes
+	ruled, _ := l.rule(false)
+	return append(changes, ruled...)
 }
 
 // rereadSuspects marks for a second look what a sweep suspects.
@@ -735,7 +788,7 @@ func (l *Loop) view(open []drift.Finding) View {
 		})
 	}
 	report.Cover()
-	view := View{Position: Position{s.node.BootID, l.Epoch, s.sequence}, Report: report}
+	view := View{Position: Position{s.node.BootID, l.Epoch, s.sequence}, Report: report, Policy: s.rules.status(open, l.Now())}
 	for _, name := range slices.Sorted(maps.Keys(s.components)) {
 		view.Status = append(view.Status, s.components[name])
 	}

@@ -67,6 +67,7 @@ type machine struct {
 	sweeps    int
 	looks     int // at memberships
 	attended  []string
+	starting  []string
 }
 
 func newMachine() *machine {
@@ -105,7 +106,7 @@ func (m *machine) Sweep(_ context.Context, given []drift.Container) (drift.Sweep
 func (m *machine) Inventory(context.Context) (drift.Inventory, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return drift.Inventory{Runtime: drift.Runtime{Name: "containerd"}, Containers: slices.Clone(m.container)}, m.down
+	return drift.Inventory{Runtime: drift.Runtime{Name: "containerd"}, Containers: slices.Clone(m.container), Starting: slices.Clone(m.starting)}, m.down
 }
 
 func (m *machine) Follow(containers []drift.Container) []drift.Limit {

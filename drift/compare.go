@@ -106,14 +106,14 @@ func Compare(node Node, c Container) []Finding {
 	case UnsupportedRuntime:
 		b.add(Finding{
 			Kind: Unsupported, Severity: Info,
-			Message: fmt.Sprintf("%s: what its processes hold cannot be seen from the host: %s", c.label(), c.Reason),
+			Message: fmt.Sprintf("%s: what its processes hold cannot be seen from the host: %s", c.Label(), c.Reason),
 			Remedy:  "Judge this container by its declaration, or look inside its guest.",
 		})
 		return b.findings
 	case Unreadable:
 		b.add(Finding{
 			Kind: NotReadable, Severity: Info,
-			Message: fmt.Sprintf("%s runs and could not be read: %s", c.label(), c.Reason),
+			Message: fmt.Sprintf("%s runs and could not be read: %s", c.Label(), c.Reason),
 			Remedy:  "Run as root and with the host's /proc and /sys/fs/cgroup in reach (--host-root).",
 		})
 	}
@@ -236,7 +236,7 @@ func findingID(parts ...string) string {
 
 // who names a process in a message; its name is hostile and so quoted.
 func (b *book) who(p *Process) string {
-	return fmt.Sprintf("process %d %s of %s", p.PID, strconv.QuoteToASCII(clip(p.Name)), b.container.label())
+	return fmt.Sprintf("process %d %s of %s", p.PID, strconv.QuoteToASCII(clip(p.Name)), b.container.Label())
 }
 
 const outsideHelp = "Nothing inside the container can do this by itself. Look for a process started from the host (runc or crun exec --cap, docker exec --privileged, nsenter), a wrapper runtime or hook that rewrites config.json, or a kernel exploit. Keep the evidence (capdrift scan --pid PID -o json), then delete the pod."
@@ -397,13 +397,13 @@ func (b *book) unmanaged() {
 	}
 	b.add(Finding{
 		Kind: UnmanagedContainer, Severity: Medium, Layer: LayerKernel, PID: pid, Capabilities: held,
-		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s", b.container.label(), b.container.Origin, list(held)),
+		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s", b.container.Label(), b.container.Origin, list(held)),
 		Remedy:  "Find who started it (docker, nerdctl, ctr, runc, podman on the host, or a container inside another). Workloads belong in pods.",
 	})
 }
 
-// label names a container for people.
-func (c *Container) label() string {
+// Label names a container for people, in a text of bounded length; names are hostile, and raw.
+func (c *Container) Label() string {
 	name := c.Name
 	if name == "" {
 		name = c.ID

@@ -263,6 +263,13 @@ type Finding struct {
 	Message        string        `json:"message"`
 	Remedy         string        `json:"remedy"`
 	Paste          string        `json:"paste,omitempty"` // YAML that carries the remedy out
+	// Rule is the one that a policy violation is of, and the verdicts are what it says on
+	// paper and in the kernel: "pass", "fail", "unknown", "not_applicable". Empty for drift.
+	Rule     string `json:"rule,omitempty"`
+	Declared string `json:"declared,omitempty"`
+	Actual   string `json:"actual,omitempty"`
+	// Exception is the id of the one that accepts it; empty where none does.
+	Exception string `json:"exception,omitempty"`
 }
 
 // MarshalJSON writes the capabilities as a list of names.

@@ -51,7 +51,7 @@ func (b *book) unexplained() {
 	}
 	b.add(Finding{
 		Kind: UnmanagedContainer, Severity: Medium, From: LayerPod, Layer: LayerCRI, Cause: CauseDirectClient, Capabilities: held,
-		Message: fmt.Sprintf("%s was not made by the kubelet: %s. Somebody made it at the runtime's socket; its processes hold %s", c.label(), c.Unexplained, list(held)),
+		Message: fmt.Sprintf("%s was not made by the kubelet: %s. Somebody made it at the runtime's socket; its processes hold %s", c.Label(), c.Unexplained, list(held)),
 		Remedy:  "Find who may open the runtime's socket (crictl, a pod that mounts it). A pod that was deleted by force may look like this until its containers have ended.",
 	})
 }
@@ -67,7 +67,7 @@ func (b *book) criMismatch(pod PodSecurity, got CRI) {
 		Kind: CRIMismatch, Severity: High, From: LayerPod, Layer: LayerCRI, Cause: CauseDirectClient,
 		Capabilities: (wanted.add ^ given.add) | (wanted.drop ^ given.drop),
 		Message: fmt.Sprintf("%s: what the runtime was told is not what the kubelet makes of the pod spec (%s): %s differ",
-			b.container.label(), clip(pod.Source), strings.Join(fields, ", ")),
+			b.container.Label(), clip(pod.Source), strings.Join(fields, ", ")),
 		Remedy: "The kubelet copies these fields as they are: look for another client of the runtime's socket, or a proxy between the two. Then delete the pod.",
 	}
 	if b.container.ByName {
@@ -85,7 +85,7 @@ func (o order) hop(f Finding) Finding {
 }
 
 func (b *book) ociMismatch(runtime string, s, declared Settings, o order) {
-	label := b.container.label()
+	label := b.container.Label()
 	want, err := PredictOCI(runtime, o.CRI, s)
 	if err != nil {
 		b.add(o.hop(Finding{
@@ -176,7 +176,7 @@ func (b *book) unknownNames(in intent, o order) {
 	}
 	f := o.hop(Finding{
 		Kind: UnknownName, Severity: Medium, Cause: CauseSpelling,
-		Message: fmt.Sprintf("%s: %s in its capability lists %s nothing to any kernel%s", b.container.label(), strings.Join(quoted, ", "), plural(len(quoted), "means", "mean"), hint),
+		Message: fmt.Sprintf("%s: %s in its capability lists %s nothing to any kernel%s", b.container.Label(), strings.Join(quoted, ", "), plural(len(quoted), "means", "mean"), hint),
 		Remedy:  "Write names as capabilities(7) has them, without CAP_; remove what is none.",
 		Paste:   yaml,
 	})
@@ -203,7 +203,7 @@ func (b *book) dropIgnored(runtime string, in intent, o order) {
 			kept = everything(o.got.Sets)
 		}
 	}
-	label := b.container.label()
+	label := b.container.Label()
 	if !kept.Empty() {
 		f := o.hop(Finding{
 			Kind: DropIgnored, Severity: High, Capabilities: kept,
@@ -246,7 +246,7 @@ func (b *book) addIgnored(runtime string, in intent, o order, s Settings) {
 	if o.Privileged {
 		return
 	}
-	label := b.container.label()
+	label := b.container.Label()
 	if in.allAdded && in.allDrop && o.got.Bounding.Within(in.named) {
 		f := o.hop(Finding{
 			Kind: AddIgnored, Severity: Low, Cause: CauseBoth, Capabilities: s.Held &^ o.got.Bounding,
@@ -375,7 +375,7 @@ func (b *book) ineffective(in intent, o order) {
 	if pod := b.container.Declared.Pod; pod != nil && pod.RunAsUser == nil {
 		f.Cause, who = CauseImageUser, who+", whom the image names,"
 	}
-	f.Message = fmt.Sprintf("%s runs as %s and holds none of %s, %s: only root, or a program with file capabilities, gets it at its start", b.container.label(), who, list(idle), what)
+	f.Message = fmt.Sprintf("%s runs as %s and holds none of %s, %s: only root, or a program with file capabilities, gets it at its start", b.container.Label(), who, list(idle), what)
 	f.Remedy, f.Paste = b.effective(idle, o)
 	b.add(f)
 }

@@ -31,12 +31,16 @@ const (
 	Redundant      Kind = "redundant"       // a list entry that changes nothing; of predictions only
 )
 
+// PolicyViolation is the kind of what a rule of a policy says of a container, which
+// may be just what was declared.
+const PolicyViolation Kind = "policy_violation"
+
 // Kinds lists all of them.
 func Kinds() []Kind {
 	return []Kind{
 		BoundingExcess, PermittedExcess, InheritableExcess, ThreadExcess, UsernsEscape, NNPMissing, BecameRoot, NestedUserns,
 		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable,
-		CRIMismatch, OCIMismatch, DropIgnored, AddIgnored, UnknownName, IneffectiveAdd, Redundant,
+		CRIMismatch, OCIMismatch, DropIgnored, AddIgnored, UnknownName, IneffectiveAdd, Redundant, PolicyViolation,
 	}
 }
 

@@ -127,7 +127,7 @@ func (b *book) redundant(runtime string, s Settings, o order) {
 		if len(o.Add) > 0 {
 			b.add(Finding{
 				Kind: Redundant, Severity: Info, From: o.from, Layer: LayerOCI, Cause: CausePrivileged,
-				Message: b.container.label() + " is privileged, so its add list changes nothing",
+				Message: b.container.Label() + " is privileged, so its add list changes nothing",
 				Remedy:  "Remove privileged: true, or the list.",
 			})
 		}
@@ -149,7 +149,7 @@ func (b *book) redundant(runtime string, s Settings, o order) {
 func (b *book) idle(o order, which string, set capdecode.Set, what string) {
 	f := Finding{
 		Kind: Redundant, Severity: Info, From: o.from, Layer: LayerOCI, Capabilities: set,
-		Message: b.container.label() + " " + what,
+		Message: b.container.Label() + " " + what,
 		Remedy:  "Harmless. Other runtimes have other defaults, so it may still say what is meant; drop: [ALL] with an add list says it everywhere.",
 	}
 	f.ID = findingID(b.container.ID, string(Redundant), which)

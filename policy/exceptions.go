@@ -59,6 +59,9 @@ func LoadExceptions(file string, text []byte) ([]Exception, error) {
 	err := readDocument(file, text, func(r *reader, root *yaml.Node) {
 		r.mapping(root, "a file of exceptions", map[string]func(*yaml.Node){
 			"exceptions": func(n *yaml.Node) {
+				if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+					return // the last of them was removed
+				}
 				r.each(n, "exceptions", func(n *yaml.Node) {
 					one := r.exception(n)
 					if r.err == nil && slices.ContainsFunc(list, func(other Exception) bool { return other.ID == one.ID }) {
@@ -87,7 +90,11 @@ func (r *reader) exception(n *yaml.Node) Exception {
 		"kinds": func(n *yaml.Node) {
 			r.each(n, "kinds", func(n *yaml.Node) {
 				kind := drift.Kind(r.text(n, "a kind"))
-				if r.err == nil && !slices.Contains(drift.Kinds(), kind) {
+				switch {
+				case r.err != nil:
+				case kind == drift.PolicyViolation:
+					r.fail(n, "what fails a rule is accepted by the rule's id: name it in rules")
+				case !slices.Contains(drift.Kinds(), kind):
 					r.fail(n, "no finding is of the kind %.40q%s", string(kind), didYouMean(string(kind), kindNames()))
 				}
 				e.Kinds = append(e.Kinds, kind)

@@ -36,7 +36,7 @@ func (p Pack) Test() []TestResult {
 			f := &rule.fixtures[i]
 			steps := maxJudgement
 			report := drift.Report{Node: drift.Node{CapLastCap: fixtureLastCap}}
-			result := newBench(&report, &f.container, &steps).judge(rule)
+			result := newBench(Subject{Container: &f.container, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, &steps).judge(rule)
 			one := TestResult{Rule: rule.ID, Test: f.name, Line: f.line}
 			switch {
 			case f.declared != nil && result.Declared.Verdict != *f.declared:

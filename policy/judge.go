@@ -159,7 +159,7 @@ func (p *Policy) judgeWithin(report drift.Report, now time.Time, steps int) Judg
 		if c.Sandbox {
 			continue
 		}
-		b := newBench(&report, c, &steps)
+		b := newBench(Subject{Container: c, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, &steps)
 		for _, rule := range p.rules {
 			j.Results = append(j.Results, b.judge(rule))
 		}
@@ -179,11 +179,8 @@ type bench struct {
 	groups    map[aspect][][]task
 }
 
-func newBench(report *drift.Report, c *drift.Container, steps *int) *bench {
-	return &bench{
-		vars: newVars(Subject{Container: c, Node: &report.Node, Runtime: report.Runtime}), container: c,
-		threads: report.Coverage.Threads.Skipped == 0, steps: steps,
-	}
+func newBench(subject Subject, threads bool, steps *int) *bench {
+	return &bench{vars: newVars(subject), container: subject.Container, threads: threads, steps: steps}
 }
 
 // judge puts one rule.

@@ -3,8 +3,13 @@ package metrics_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,11 +50,18 @@ func TestMetrics(t *testing.T) {
 	m := metrics.New("v1", func() time.Time { return now }, func() (agent.View, bool) {
 		return agent.View{
 			Position: agent.Position{Sequence: 9},
-			Status:   []agent.Component{{Name: "runtime"}, {Name: "proc", OK: true}},
+			Status:   []agent.Component{{Name: "runtime"}, {Name: "proc", OK: true}, {Name: "policy"}},
+			Policy: &agent.PolicyStatus{
+				Since: now.Add(-time.Hour), Unknown: 12, Pending: 3,
+				Exceptions: []agent.ExceptionStatus{{State: agent.ExceptionUsed}, {State: agent.ExceptionExpired}, {State: agent.ExceptionExpired}},
+			},
 			Report: drift.Report{
 				TakenAt: now.Add(-5 * time.Second), DurationMs: 20,
 				Coverage: drift.Coverage{Containers: drift.ContainerCoverage{Running: 2, Observed: 2}, Limits: []drift.Limit{{Blind: true}}},
-				Findings: []drift.Finding{{Kind: drift.BoundingExcess, Severity: drift.Critical}, {Kind: drift.BoundingExcess, Severity: drift.Critical}},
+				Findings: []drift.Finding{
+					{Kind: drift.BoundingExcess, Severity: drift.Critical}, {Kind: drift.BoundingExcess, Severity: drift.Critical},
+					{Kind: drift.BoundingExcess, Severity: drift.Critical, Exception: "debugging"}, {Kind: drift.PolicyViolation, Severity: drift.Low},
+				},
 			},
 		}, known
 	}, p)
@@ -73,11 +85,32 @@ func TestMetrics(t *testing.T) {
 		`capdrift_component_healthy{component="proc"} 1`, "capdrift_changes_sequence 9", "capdrift_journal_records 3", "capdrift_journal_bytes 4096",
 		"capdrift_journal_lost_total 7", `capdrift_look_failures_total{look="list"} 1`, `capdrift_look_failures_total{look="read"} 1`,
 		`capdrift_findings_opened_total{kind="nnp_missing",severity="high"} 2`, `capdrift_findings_resolved_total{kind="nnp_missing",why="ended"} 2`,
+		`capdrift_findings{kind="policy_violation",severity="low"} 1`, `capdrift_findings_accepted{kind="bounding_excess",severity="critical"} 1`,
+		"capdrift_policy_in_force 0", fmt.Sprintf("capdrift_policy_loaded_timestamp_seconds %g", float64(now.Add(-time.Hour).Unix())),
+		"capdrift_policy_unknown_results 12", "capdrift_policy_pending_containers 3", `capdrift_policy_exceptions{state="expired"} 2`,
+		`capdrift_policy_exceptions{state="unused"} 0`, `capdrift_policy_exceptions{state="used"} 1`,
 		"capdrift_journal_failures_total 1", "capdrift_cri_inventory_seconds_count 1", `capdrift_build_info{version="v1"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("no %s in\n%s", want, text)
 		}
+	}
+	told := make(map[string]bool)
+	for _, found := range regexp.MustCompile(`(?m)^# TYPE (capdrift_\w+)`).FindAllStringSubmatch(text, -1) {
+		told[found[1]] = true
+	}
+	page, err := os.ReadFile("../../docs/agent.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n## Metrics\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	documented := make(map[string]bool)
+	for _, found := range regexp.MustCompile("`(capdrift_\\w+)`").FindAllStringSubmatch(section, -1) {
+		documented[found[1]] = true
+	}
+	if !maps.Equal(told, documented) {
+		t.Errorf("docs/agent.md has the metrics %v, there are %v", slices.Sorted(maps.Keys(documented)), slices.Sorted(maps.Keys(told)))
 	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {

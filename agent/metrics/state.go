@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -19,12 +20,18 @@ var (
 	ready      = describe("capdrift_ready", "1 once the node was looked at as a whole.")
 	containers = describe("capdrift_containers", "Running containers, by how much of them is seen.", "observation")
 	processes  = describe("capdrift_processes", "Processes of containers, by how much of them is seen.", "observation")
-	findings   = describe("capdrift_findings", "Findings that are open.", "kind", "severity")
+	findings   = describe("capdrift_findings", "Findings that are open, and that no exception accepts.", "kind", "severity")
+	accepted   = describe("capdrift_findings_accepted", "Findings that are open, and that an exception accepts.", "kind", "severity")
 	complete   = describe("capdrift_coverage_complete", "1 when nothing that runs is left unseen.")
 	limits     = describe("capdrift_coverage_limits", "What is not seen (blind) or judged by a weaker means.", "blind")
 	age        = describe("capdrift_look_age_seconds", "Time since the node was looked at as a whole.")
 	duration   = describe("capdrift_look_duration_seconds", "Time that the last whole look took.")
 	healthy    = describe("capdrift_component_healthy", "1 when the part of the agent fares well.", "component")
+	inForce    = describe("capdrift_policy_in_force", "1 when the newest policy is the one that is judged by; absent where none is configured.")
+	loaded     = describe("capdrift_policy_loaded_timestamp_seconds", "When the policy that is judged by was loaded; absent where none could be.")
+	pending    = describe("capdrift_policy_pending_containers", "Containers that wait to be judged by the policy.")
+	undecided  = describe("capdrift_policy_unknown_results", "Results, of a rule and a container, of which a verdict is unknown.")
+	exceptions = describe("capdrift_policy_exceptions", "Exceptions of the policy, by what becomes of them.", "state")
 	sequence   = describe("capdrift_changes_sequence", "How many changes this run of the agent has told of.")
 	records    = describe("capdrift_journal_records", "Records that the journal holds.")
 	stored     = describe("capdrift_journal_bytes", "Bytes that the journal holds.")
@@ -33,7 +40,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s state) Describe(to chan<- *prometheus.Desc) {
-	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, complete, limits, age, duration, healthy, sequence, records, stored, lost} {
+	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, sequence, records, stored, lost} {
 		to <- one
 	}
 }
@@ -72,12 +79,18 @@ func (s state) Collect(to chan<- prometheus.Metric) {
 		kind     drift.Kind
 		severity drift.Severity
 	}
-	open := make(map[sort]int)
+	open := map[*prometheus.Desc]map[sort]int{findings: {}, accepted: {}}
 	for _, finding := range report.Findings {
-		open[sort{finding.Kind, finding.Severity}]++
+		which := findings
+		if finding.Exception != "" {
+			which = accepted
+		}
+		open[which][sort{finding.Kind, finding.Severity}]++
 	}
-	for which, n := range open {
-		gauge(findings, float64(n), string(which.kind), which.severity.String())
+	for what, counts := range open {
+		for which, n := range counts {
+			gauge(what, float64(n), string(which.kind), which.severity.String())
+		}
 	}
 	gauge(complete, number(cover.Complete))
 	blind := map[bool]int{true: 0, false: 0}
@@ -91,6 +104,23 @@ func (s state) Collect(to chan<- prometheus.Metric) {
 	gauge(duration, float64(report.DurationMs)/1000)
 	for _, component := range view.Status {
 		gauge(healthy, number(component.OK), component.Name)
+		if component.Name == "policy" {
+			gauge(inForce, number(component.OK))
+		}
+	}
+	if p := view.Policy; p != nil {
+		if !p.Since.IsZero() {
+			gauge(loaded, float64(p.Since.Unix()))
+		}
+		gauge(pending, float64(p.Pending))
+		gauge(undecided, float64(p.Unknown))
+		states := map[agent.ExceptionState]int{agent.ExceptionUsed: 0, agent.ExceptionUnused: 0, agent.ExceptionExpired: 0}
+		for _, e := range p.Exceptions {
+			states[e.State]++
+		}
+		for which, n := range states {
+			gauge(exceptions, float64(n), string(which))
+		}
 	}
 	gauge(sequence, float64(view.Position.Sequence))
 }

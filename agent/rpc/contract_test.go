@@ -33,6 +33,14 @@ func contract(t *testing.T, conn *grpc.ClientConn, local bool) {
 		node.Components[0].Name != "journal" || node.Components[0].Ok || node.Components[0].Why == "" || len(node.Findings) != 5 {
 		t.Errorf("node: %v", node)
 	}
+	counted, accepted := uint32(0), uint32(0)
+	for _, one := range node.Findings {
+		counted, accepted = counted+one.Count, accepted+one.Accepted
+	}
+	if p := node.Policy; p == nil || strings.Join(p.Packs, " ") != "cis own" || p.Rules != 9 || p.LoadedAt == nil || p.Pending != 1 || p.Unknown != 3 ||
+		len(p.Exceptions) != 1 || p.Exceptions[0].Id != "debugging" || p.Exceptions[0].State != "expired" || p.Exceptions[0].Expires == nil || p.Exceptions[0].Findings != 2 {
+		t.Errorf("policy: %v", p)
+	}
 
 	var ids []string
 	for request := (&v1.ListContainersRequest{PageSize: 3}); ; {
@@ -67,7 +75,7 @@ func contract(t *testing.T, conn *grpc.ClientConn, local bool) {
 	}
 
 	worst := v1.Severity_SEVERITY_CRITICAL
-	found := map[string]bool{}
+	found, excepted := map[string]bool{}, uint32(0)
 	for request := (&v1.ListFindingsRequest{PageSize: 2}); ; {
 		page, err := client.ListFindings(ctx, request)
 		if err != nil {
@@ -78,6 +86,9 @@ func contract(t *testing.T, conn *grpc.ClientConn, local bool) {
 				t.Errorf("%s came out of order or twice", finding.Id)
 			}
 			worst, found[finding.Id] = finding.Severity, true
+			if finding.Exception != "" {
+				excepted++
+			}
 		}
 		if request.PageToken = page.NextPageToken; request.PageToken == "" {
 			break
@@ -85,6 +96,13 @@ func contract(t *testing.T, conn *grpc.ClientConn, local bool) {
 	}
 	if len(found) != 9 {
 		t.Errorf("the pages have %d findings of 9", len(found))
+	}
+	if accepted != excepted || counted+accepted != 9 || accepted == 0 || counted == 0 {
+		t.Errorf("of 9 findings %d are accepted and %d not, by the node; by the findings %d are", accepted, counted, excepted)
+	}
+	rules, err := client.ListFindings(ctx, &v1.ListFindingsRequest{Filter: `has(finding.exception) && has(finding.rule) == (finding.rule != "")`})
+	if err != nil || len(rules.Findings) != int(excepted) {
+		t.Errorf("the filter takes %d findings, %v", len(rules.GetFindings()), err)
 	}
 
 	scan, err := client.Scan(ctx, &v1.ScanRequest{})

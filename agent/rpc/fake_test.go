@@ -59,7 +59,10 @@ func (f *feed) publish(report drift.Report, changes ...agent.Change) {
 			s.changes <- change
 		}
 	}
-	f.view = &agent.View{Position: at, Report: report, Status: []agent.Component{{Name: "runtime", OK: true}, {Name: "journal", Why: "the disk is full"}}}
+	f.view = &agent.View{Position: at, Report: report, Status: []agent.Component{{Name: "runtime", OK: true}, {Name: "journal", Why: "the disk is full"}}, Policy: &agent.PolicyStatus{
+		Packs: []string{"cis", "own"}, Rules: 9, Since: time.Unix(1_700_000_000, 0), Pending: 1, Unknown: 3,
+		Exceptions: []agent.ExceptionStatus{{Exception: agent.Exception{ID: "debugging", Expires: time.Unix(1_700_000_001, 0)}, State: agent.ExceptionExpired, Findings: 2}},
+	}}
 }
 
 // forget drops what it kept.
@@ -296,6 +299,7 @@ func (g gather) finding(id string) drift.Finding {
 		ID: id, Kind: pick(g, drift.BoundingExcess, drift.DropIgnored, "a_later_kind"), Severity: pick(g, drift.Severities()...),
 		From: layer(), Layer: layer(), Cause: pick(g, "", drift.CausePrefix), RuntimeHandler: g.word(), ContainerID: g.word(), Container: g.word(),
 		Pod: g.pod(), PID: g.IntN(3), TID: g.IntN(3), Set: pick(g, "", "bounding"), Capabilities: g.set(), Message: g.word(), Remedy: g.word(), Paste: g.word(),
+		Rule: g.word(), Declared: pick(g, "", "pass", "fail"), Actual: pick(g, "", "unknown", "not_applicable"), Exception: pick(g, "", g.word()),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/capdrift/capdrift/agent"
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
 	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
@@ -229,7 +230,24 @@ func FromProtoFinding(m *v1.Finding) (drift.Finding, error) {
 		RuntimeHandler: m.RuntimeHandler, ContainerID: m.ContainerId, Container: m.Container, Pod: fromPod(m.Pod),
 		PID: int(m.GetPid()), TID: int(m.GetTid()), Set: m.Set, Capabilities: capdecode.Set(m.Capabilities.Bits),
 		Message: m.Message, Remedy: m.Remedy, Paste: m.Paste,
+		Rule: m.Rule, Declared: m.Declared, Actual: m.Actual, Exception: m.Exception,
 	}, nil
+}
+
+// FromProtoPolicy is the policy of a message; nil for none.
+func FromProtoPolicy(m *v1.Policy) *agent.PolicyStatus {
+	if m == nil {
+		return nil
+	}
+	p := &agent.PolicyStatus{
+		Packs: list(m.Packs), Rules: int(m.Rules), Since: when(m.LoadedAt), Pending: int(m.Pending), Unknown: int(m.Unknown),
+	}
+	for _, e := range m.Exceptions {
+		p.Exceptions = append(p.Exceptions, agent.ExceptionStatus{
+			Exception: agent.Exception{ID: e.GetId(), Expires: when(e.GetExpires())}, State: agent.ExceptionState(e.GetState()), Findings: int(e.GetFindings()),
+		})
+	}
+	return p
 }
 
 func fromPod(m *v1.Pod) *drift.Pod {

@@ -130,12 +130,19 @@ func (s *Service) GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeRespo
 		return response, nil
 	}
 	response.Look, response.Position, response.Components = ToProtoLook(view.Report), ToProtoPosition(view.Position), components(view)
-	counts := make(map[drift.Severity]int)
+	response.Policy = ToProtoPolicy(view.Policy)
+	open, accepted := make(map[drift.Severity]int), make(map[drift.Severity]int)
 	for _, finding := range view.Report.Findings {
-		counts[finding.Severity]++
+		if finding.Exception != "" {
+			accepted[finding.Severity]++
+		} else {
+			open[finding.Severity]++
+		}
 	}
 	for _, severity := range drift.Severities() {
-		response.Findings = append(response.Findings, &v1.SeverityCount{Severity: severities[severity], Count: count(counts[severity])})
+		response.Findings = append(response.Findings, &v1.SeverityCount{
+			Severity: severities[severity], Count: count(open[severity]), Accepted: count(accepted[severity]),
+		})
 	}
 	return response, nil
 }

@@ -177,7 +177,24 @@ func ToProtoFinding(f drift.Finding) *v1.Finding {
 		Cause: text(string(f.Cause)), RuntimeHandler: text(f.RuntimeHandler), ContainerId: text(f.ContainerID), Container: text(f.Container),
 		Pod: toPod(f.Pod), Pid: known(f.PID), Tid: known(f.TID), Set: text(f.Set), Capabilities: toSet(f.Capabilities),
 		Message: text(f.Message), Remedy: text(f.Remedy), Paste: text(f.Paste),
+		Rule: text(f.Rule), Declared: text(f.Declared), Actual: text(f.Actual), Exception: text(f.Exception),
 	}
+}
+
+// ToProtoPolicy is a policy and its exceptions as a message; nil for none.
+func ToProtoPolicy(p *agent.PolicyStatus) *v1.Policy {
+	if p == nil {
+		return nil
+	}
+	message := &v1.Policy{
+		Packs: texts(p.Packs), Rules: count(p.Rules), LoadedAt: moment(p.Since), Pending: count(p.Pending), Unknown: count(p.Unknown),
+	}
+	for _, e := range p.Exceptions {
+		message.Exceptions = append(message.Exceptions, &v1.ExceptionUse{
+			Id: text(e.ID), State: text(string(e.State)), Expires: moment(e.Expires), Findings: count(e.Findings),
+		})
+	}
+	return message
 }
 
 // ToProtoComponent is a component as a message.

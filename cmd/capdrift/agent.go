@@ -47,7 +47,7 @@ It needs uid 0 for the runtime's socket, and no capability; docs/agent.md says m
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.config, "config", "", "the configuration file (YAML)")
-	flags.BoolVar(&o.check, "check-config", false, "read the configuration, print what is in force, and end")
+	flags.BoolVar(&o.check, "check-config", false, "read the configuration and the policy, print what is in force, and end")
 	flags.StringVar(&o.socket, "socket", "", "where to serve, instead of api.socket")
 	flags.StringVar(&o.dataDir, "data-dir", "", "where the journal is, instead of journal.dir")
 	flags.StringVar(&o.endpoint, "cri-endpoint", "", "the runtime's CRI socket, instead of runtime.endpoint")
@@ -82,6 +82,9 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	if o.check {
+		if _, err := c.Policy.read(); err != nil {
+			return printableError(err)
+		}
 		text, err := yaml.Marshal(c)
 		if err != nil {
 			return err
@@ -105,7 +108,7 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 	defer signal.Stop(hangups)
 	looks := time.NewTicker(lookForConfig)
 	defer looks.Stop()
-	reload := &reloading{options: o, current: c, loop: parts.loop, level: level, log: log}
+	reload := &reloading{options: o, current: c, loop: parts.loop, level: level, log: log, refused: parts.refused}
 	log.Info("capdrift agent", "version", versionText(), "socket", c.API.Socket)
 	return parts.run(cmd.Context(), c,
 		func(ctx context.Context) error { return reload.run(ctx, hangups, looks.C) },
@@ -153,10 +156,10 @@ func logChange(log *slog.Logger, change agent.Change) {
 	default:
 		f := change.Finding
 		level := slog.LevelInfo
-		if change.Kind == agent.FindingOpened && f.Severity >= drift.High {
+		if change.Kind == agent.FindingOpened && f.Severity >= drift.High && f.Exception == "" {
 			level = slog.LevelWarn
 		}
 		log.Log(context.Background(), level, string(change.Kind), "kind", f.Kind, "severity", f.Severity.String(), "pod", podOf(f.Pod),
-			"container", printable(f.Container), "containerId", f.ContainerID, "pid", f.PID, "capabilities", f.Capabilities.Names(), "why", change.Resolved, "id", f.ID)
+			"container", printable(f.Container), "containerId", f.ContainerID, "pid", f.PID, "capabilities", f.Capabilities.Names(), "why", change.Resolved, "id", f.ID, "rule", f.Rule, "exception", f.Exception)
 	}
 }

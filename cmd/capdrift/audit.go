@@ -171,6 +171,7 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	} else if a.report, err = o.report(cmd.Context()); err != nil {
 		return err
 	}
+	a.report.Findings = driftOf(a.report.Findings)
 	unjudged, err := o.judge(&a, time.Now())
 	if err != nil {
 		return err
@@ -192,6 +193,19 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 		return errors.New("no container runtime answered, so nothing could be judged on paper (the coverage says why)")
 	}
 	return o.gate(a, unjudged)
+}
+
+// driftOf are the findings that are no agent's judgement by a policy of its own, with
+// nothing accepted by it: here it is by what --pack and --exceptions name.
+func driftOf(findings []drift.Finding) []drift.Finding {
+	rest := make([]drift.Finding, 0, len(findings))
+	for _, finding := range findings {
+		if finding.Kind != drift.PolicyViolation {
+			finding.Exception = ""
+			rest = append(rest, finding)
+		}
+	}
+	return rest
 }
 
 // policy reads what --pack and --exceptions name.

@@ -40,6 +40,7 @@ type told struct {
 	view     *agent.View
 	kept     []agent.Change
 	watchers map[*follower]bool
+	policy   *agent.PolicyStatus // of all views that are published
 }
 
 func newTold(report *drift.Report) *told {
@@ -57,6 +58,7 @@ func (f *told) publish(report drift.Report, changes ...agent.Change) {
 	next := agent.View{
 		Position: agent.Position{BootID: "boot", Epoch: "first"}, Report: report,
 		Status: []agent.Component{{Name: "proc", OK: true}, {Name: "runtime", OK: true}},
+		Policy: f.policy,
 	}
 	if f.view != nil {
 		next.Position, next.Status = f.view.Position, f.view.Status

@@ -17,6 +17,7 @@ import (
 	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 	"github.com/capdrift/capdrift/journal"
+	"github.com/capdrift/capdrift/policy"
 )
 
 // config is the agent's configuration file. Every key is described once, in
@@ -26,6 +27,7 @@ type config struct {
 	Runtime runtimeConfig `json:"runtime"`
 	Cadence cadenceConfig `json:"cadence"`
 	Assume  assumeConfig  `json:"assume"`
+	Policy  policyConfig  `json:"policy"`
 	API     apiConfig     `json:"api"`
 	Journal journalConfig `json:"journal"`
 	Metrics metricsConfig `json:"metrics"`
@@ -54,6 +56,11 @@ type assumeConfig struct {
 	DefaultCaps string `json:"defaultCaps"`
 	HeldCaps    string `json:"heldCaps"`
 	Inheritable *bool  `json:"inheritable"`
+}
+
+type policyConfig struct {
+	Packs      []string `json:"packs"`
+	Exceptions []string `json:"exceptions"`
 }
 
 type apiConfig struct {
@@ -109,6 +116,7 @@ func defaultConfig() config {
 			Membership: duration(cadence.Membership), Sweep: duration(cadence.Sweep), Threads: duration(cadence.Threads),
 			List: duration(cadence.List), Confirm: duration(cadence.Confirm),
 		},
+		Policy:  policyConfig{Packs: []string{}, Exceptions: []string{}},
 		API:     apiConfig{Socket: "/run/capdrift/agent.sock"},
 		Journal: journalConfig{Dir: "/var/lib/capdrift", MaxBytes: 64 << 20},
 		Log:     logConfig{Format: "text", Level: "info"},
@@ -158,6 +166,23 @@ func (c config) validate() error {
 	}
 	if _, err := c.given(); err != nil {
 		return err
+	}
+	for key, names := range map[string][]string{"policy.packs": c.Policy.Packs, "policy.exceptions": c.Policy.Exceptions} {
+		for i, name := range names {
+			if slices.Contains(names[:i], name) {
+				return fmt.Errorf("%s: %q is there twice", key, name)
+			}
+		}
+	}
+	for _, name := range c.Policy.Packs {
+		if _, err := policy.Choose(nil, name); err != nil && !filepath.IsAbs(name) {
+			return fmt.Errorf("policy.packs: %w, and it is no absolute path; capdrift policy list shows the packs", err)
+		}
+	}
+	for _, name := range c.Policy.Exceptions {
+		if !filepath.IsAbs(name) {
+			return fmt.Errorf("policy.exceptions: %q is no absolute path", name)
+		}
 	}
 	if !filepath.IsAbs(c.Node.HostRoot) {
 		return fmt.Errorf("node.hostRoot: %q is no absolute path", c.Node.HostRoot)

@@ -29,6 +29,7 @@ type getOptions struct {
 	sortBy    string
 	noHeaders bool
 	watch     bool
+	excepted  exceptedOptions
 }
 
 // resources is what `get` and `watch` know, by every name they go by.
@@ -53,6 +54,9 @@ what is not, the containers, or the findings that are open.
 A container is named by its id or the start of it, by POD/CONTAINER or NAMESPACE/POD/CONTAINER, or
 by its name; a finding by its id or the start of it. Names of things may be singular, plural or
 short (no, co, fi), and joined as in container/ID.
+
+Findings that an exception of the agent's policy accepts are counted and left out, unless
+--show-excepted asks for them; one that is named is shown.
 
 --filter is judged by the agent. What it cannot judge, because what it asks about was not seen, is
 listed too, and said on standard error. So is whatever the agent does not see of its node.
@@ -87,6 +91,7 @@ Exit status: 0 done, 1 could not do it, 2 wrong usage (a wrong filter too).`,
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "only those of pods in this namespace")
 	flags.StringVar(&o.sortBy, "sort-by", "", "order: "+strings.Join(slices.Sorted(maps.Keys(orders)), ", ")+" (default: containers by pod, findings by severity; jsonl as the agent lists them)")
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading lines of tables")
+	o.excepted.addFlags(cmd)
 	flags.BoolVarP(&o.watch, "watch", "w", false, "go on with what changes, as capdrift watch does")
 	complete(cmd, "output", getFormats()...)
 	complete(cmd, "color", "auto", "always", "never")
@@ -125,6 +130,8 @@ func (o *getOptions) validate(args []string) (resource, name string, err error) 
 		return "", "", errors.New("--watch is of the lists of containers and findings")
 	case o.watch && o.format != "table" && o.format != "jsonl", o.watch && o.sortBy != "":
 		return "", "", errors.New("--watch prints a line for each change: want -o table or jsonl, and no --sort-by")
+	case o.excepted.show && (one || resource != "finding"):
+		return "", "", errors.New("--show-excepted is of the list of findings")
 	case o.sortBy != "" && (!sorts || known.only != "" && known.only != resource):
 		return "", "", fmt.Errorf("--sort-by=%s: want one of %s", printable(o.sortBy), strings.Join(ordersOf(resource), ", "))
 	}
@@ -133,7 +140,7 @@ func (o *getOptions) validate(args []string) (resource, name string, err error) 
 
 func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 	if o.watch {
-		w := watchOptions{client: o.client, format: o.format, color: o.color, filter: o.filter, namespace: o.namespace, noHeaders: o.noHeaders}
+		w := watchOptions{client: o.client, format: o.format, color: o.color, filter: o.filter, namespace: o.namespace, noHeaders: o.noHeaders, excepted: o.excepted}
 		if !cmd.Flags().Changed("timeout") {
 			w.client.timeout = 0
 		}
@@ -201,20 +208,29 @@ func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs i
 		return out.one(one)
 	}
 	var undecided unjudged
-	if o.format == "jsonl" && o.sortBy == "" { // nothing is kept
-		_, err := q.each(ctx, resource, func(item subject) error {
+	accepted := 0
+	listed := func(tell func(subject) error) func(subject) error {
+		return func(item subject) error {
+			if item.isAccepted() {
+				if accepted++; !o.excepted.show {
+					return nil
+				}
+			}
 			undecided.add(item)
-			return out.line(item)
-		})
+			return tell(item)
+		}
+	}
+	if o.format == "jsonl" && o.sortBy == "" { // nothing is kept
+		_, err := q.each(ctx, resource, listed(out.line))
 		undecided.warn(errs)
+		o.excepted.count(errs, accepted)
 		return err
 	}
 	var items []subject
-	position, err := q.each(ctx, resource, func(item subject) error {
-		undecided.add(item)
+	position, err := q.each(ctx, resource, listed(func(item subject) error {
 		items = append(items, item)
 		return nil
-	})
+	}))
 	if err != nil {
 		return err
 	}
@@ -225,10 +241,11 @@ func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs i
 	slices.SortStableFunc(items, orders[by].compare)
 	if len(items) == 0 && (o.format == "table" || o.format == "wide") {
 		fmt.Fprintf(errs, "No %ss found.\n", resource)
-	} else if err := out.list(resource, items, position); err != nil {
+	} else if err := out.list(resource, items, accepted, position); err != nil {
 		return err
 	}
 	undecided.warn(errs)
+	o.excepted.count(errs, accepted)
 	return nil
 }
 
@@ -239,6 +256,9 @@ type subject struct {
 	processes int              // of the container; its own list may have been left out
 	undecided string           // why the filter could not judge it
 }
+
+// isAccepted tells whether it is a finding that an exception accepts.
+func (s subject) isAccepted() bool { return s.finding != nil && s.finding.Exception != "" }
 
 func (s subject) kind() string {
 	if s.container != nil {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	human "k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/agent/rpc"
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
 	"github.com/capdrift/capdrift/drift"
@@ -49,7 +50,8 @@ type itemList struct {
 	Position   *place            `json:"position"` // of the last page
 	Containers []drift.Container `json:"containers,omitzero"`
 	Findings   []drift.Finding   `json:"findings,omitzero"`
-	Undecided  []undecided       `json:"undecided"` // those that the filter could not judge
+	Accepted   *int              `json:"accepted,omitempty"` // of findings, how many exceptions accept, shown or not
+	Undecided  []undecided       `json:"undecided"`          // those that the filter could not judge
 }
 
 type undecided struct {
@@ -80,15 +82,15 @@ func (w getWriter) one(item subject) error {
 	case "yaml":
 		return writeYAML(w, lineOf(item))
 	}
-	return w.list(item.kind(), []subject{item}, nil)
+	return w.list(item.kind(), []subject{item}, 0, nil)
 }
 
-func (w getWriter) list(resource string, items []subject, position *v1.Position) error {
+func (w getWriter) list(resource string, items []subject, accepted int, position *v1.Position) error {
 	switch w.format {
 	case "json":
-		return writeJSON(w, listOf(resource, items, position))
+		return writeJSON(w, listOf(resource, items, accepted, position))
 	case "yaml":
-		return writeYAML(w, listOf(resource, items, position))
+		return writeYAML(w, listOf(resource, items, accepted, position))
 	case "jsonl":
 		for _, item := range items {
 			if err := w.line(item); err != nil {
@@ -119,12 +121,12 @@ func (w getWriter) list(resource string, items []subject, position *v1.Position)
 	return err
 }
 
-func listOf(resource string, items []subject, position *v1.Position) itemList {
+func listOf(resource string, items []subject, accepted int, position *v1.Position) itemList {
 	list := itemList{Schema: listSchema, Position: placeOf(position), Undecided: []undecided{}}
 	if resource == "container" {
 		list.Containers = []drift.Container{}
 	} else {
-		list.Findings = []drift.Finding{}
+		list.Findings, list.Accepted = []drift.Finding{}, &accepted
 	}
 	for _, item := range items {
 		if item.container != nil {
@@ -143,7 +145,7 @@ func (w getWriter) header(resource string) pretty.Row {
 	if resource == "finding" {
 		header := pretty.Row{"severity", "pod", "container", "pid", "hop", "finding", "capabilities", "id"}
 		if w.table.wide {
-			header = append(header, "set", "cause", "container id", "message")
+			header = append(header, "set", "cause", "exception", "container id", "message")
 		}
 		return header
 	}
@@ -173,10 +175,10 @@ func (w getWriter) container(item subject) pretty.Row {
 func (w getWriter) finding(f drift.Finding) pretty.Row {
 	container, _ := name(drift.Report{}, f)
 	row := pretty.Row{
-		w.table.severity(f.Severity), podOf(f.Pod), container, taskOf(f), printable(hop(f)), printable(string(f.Kind)), orNone(brief(f.Capabilities)), shortID(f.ID),
+		w.table.severity(f.Severity), podOf(f.Pod), container, taskOf(f), printable(where(f)), printable(what(f)), orNone(brief(f.Capabilities)), shortID(f.ID),
 	}
 	if w.table.wide {
-		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(shortID(f.ContainerID)), printable(f.Message))
+		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(shortID(f.ContainerID)), printable(f.Message))
 	}
 	return row
 }
@@ -217,7 +219,40 @@ type agentNode struct {
 	Coverage   *drift.Coverage `json:"coverage"`
 	Components []component     `json:"components"`
 	Position   *place          `json:"position"`
-	Findings   map[string]int  `json:"findings"` // how many are open, by severity
+	Findings   map[string]int  `json:"findings"` // how many are open that no exception accepts, by severity
+	Accepted   map[string]int  `json:"accepted"` // how many an exception accepts
+	Policy     *nodePolicy     `json:"policy"`   // null where none is configured
+}
+
+// nodePolicy is the policy that the agent judges by.
+type nodePolicy struct {
+	Packs      []string       `json:"packs"`
+	Rules      int            `json:"rules"`
+	LoadedAt   *time.Time     `json:"loadedAt"` // null where none could be loaded
+	Pending    int            `json:"pending"`  // containers that wait to be judged
+	Unknown    int            `json:"unknown"`  // results with a verdict that is unknown
+	Exceptions []exceptionUse `json:"exceptions"`
+}
+
+type exceptionUse struct {
+	ID       string     `json:"id"`
+	State    string     `json:"state"` // used, unused, expired
+	Expires  *time.Time `json:"expires"`
+	Findings int        `json:"findings"` // that it accepts; once expired, would accept
+}
+
+func policyOf(m *v1.Policy) *nodePolicy {
+	if m == nil {
+		return nil
+	}
+	told := rpc.FromProtoPolicy(m)
+	p := &nodePolicy{
+		Packs: told.Packs, Rules: told.Rules, LoadedAt: momentOf(m.LoadedAt), Pending: told.Pending, Unknown: told.Unknown, Exceptions: []exceptionUse{},
+	}
+	for i, e := range told.Exceptions {
+		p.Exceptions = append(p.Exceptions, exceptionUse{e.ID, string(e.State), momentOf(m.Exceptions[i].GetExpires()), e.Findings})
+	}
+	return p
 }
 
 type agentIdentity struct {
@@ -266,9 +301,10 @@ func nodeOf(m *v1.GetNodeResponse) (agentNode, error) {
 	}
 	node.Node, node.Runtime, node.Coverage = &report.Node, report.Runtime, &report.Coverage
 	node.TakenAt, node.DurationMs = &report.TakenAt, &report.DurationMs
-	node.Findings = make(map[string]int)
+	node.Findings, node.Accepted, node.Policy = make(map[string]int), make(map[string]int), policyOf(m.Policy)
 	for _, count := range m.Findings {
-		node.Findings[strings.ToLower(strings.TrimPrefix(count.GetSeverity().String(), "SEVERITY_"))] = int(count.GetCount())
+		severity := strings.ToLower(strings.TrimPrefix(count.GetSeverity().String(), "SEVERITY_"))
+		node.Findings[severity], node.Accepted[severity] = int(count.GetCount()), int(count.GetAccepted())
 	}
 	return node, nil
 }
@@ -347,6 +383,41 @@ func (w getWriter) health(out *strings.Builder, node agentNode) {
 		return
 	}
 	w.table.coverage(out, *node.Coverage)
+	w.policy(out, node)
+}
+
+// policy says by what containers are judged, and what needs somebody's attention there.
+func (w getWriter) policy(out *strings.Builder, node agentNode) {
+	p := node.Policy
+	switch {
+	case p == nil:
+		return
+	case p.LoadedAt == nil:
+		fmt.Fprintln(out, "Policy: none could be loaded, and nothing is judged by rules.")
+		return
+	}
+	packs := make([]string, len(p.Packs))
+	for i, pack := range p.Packs {
+		packs[i] = printable(pack)
+	}
+	accepted := 0
+	for _, n := range node.Accepted {
+		accepted += n
+	}
+	fmt.Fprintf(out, "Policy: %s (%s), loaded %s ago: %s accepted, %s unknown", many(p.Rules, "rule"), strings.Join(packs, ", "),
+		w.since(*p.LoadedAt), many(accepted, "finding"), many(p.Unknown, "result"))
+	if p.Pending > 0 {
+		fmt.Fprintf(out, ", %s not judged yet", many(p.Pending, "container"))
+	}
+	fmt.Fprintln(out, ".")
+	for _, e := range p.Exceptions {
+		switch e.State {
+		case string(agent.ExceptionExpired):
+			fmt.Fprintf(out, "  Exception %s has expired %s ago; it would accept %s.\n", printable(e.ID), w.since(orZero(e.Expires)), many(e.Findings, "finding"))
+		case string(agent.ExceptionUnused):
+			fmt.Fprintf(out, "  Exception %s is unused: nothing that is open is what it accepts.\n", printable(e.ID))
+		}
+	}
 }
 
 func orZero(moment *time.Time) time.Time {

@@ -197,7 +197,11 @@ func csvRow(report drift.Report, c drift.Container, p drift.Process, first bool)
 	for _, finding := range report.Findings {
 		if finding.ContainerID == c.ID && (finding.PID == p.PID && p.PID != 0 || first && !ofProcess(c, finding)) {
 			worst = max(worst, finding.Severity)
-			kinds = append(kinds, string(finding.Kind))
+			kind := string(finding.Kind)
+			if finding.Rule != "" {
+				kind += ":" + finding.Rule
+			}
+			kinds = append(kinds, kind)
 		}
 	}
 	return append(row, worst.String(), strings.Join(kinds, " "))

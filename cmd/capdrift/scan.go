@@ -20,6 +20,7 @@ type scanOptions struct {
 	container string
 	pid       int
 	matching  filterOptions
+	excepted  exceptedOptions // of --agent; a look of this program has no policy
 
 	output outputOptions
 }
@@ -34,7 +35,9 @@ capability sets from /proc, and compare them with what was declared at each hop:
 the CRI config and, where --kubeconfig, --kubelet or --pods says whence, the pod spec. A finding
 names the hop that changed the declaration, and why where that is known.
 
-With --agent an agent takes the look, as it is configured, and its report is printed.
+With --agent an agent takes the look, as it is configured, and its report is printed, with what
+the agent's policy says. What an exception of it accepts is counted and left out, unless
+--show-excepted asks for it; --fail-on never counts it.
 
 It needs uid 0 for the runtime's socket, and no capability. A suspicion counts only when a
 second look, a second later, confirms it. What could not be seen is said in the coverage.
@@ -50,7 +53,7 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
   capdrift scan --agent unix:///run/capdrift/agent.sock`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.oneOrOther(cmd); err != nil {
+			if err := o.oneOrOther(cmd, showExcepted); err != nil {
 				return usageError{err}
 			}
 			if err := o.validate(); err != nil {
@@ -66,6 +69,7 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 	flags.StringVar(&o.container, "container", "", "show only containers with this name, or whose id starts so")
 	flags.IntVar(&o.pid, "pid", 0, "show only the container of this process, and only this process")
 	o.matching.addFlags(cmd)
+	o.excepted.addFlags(cmd)
 	o.output.addFlags(flags)
 	complete(cmd, "fail-on", severityNames()...)
 	complete(cmd, "output", outputNames()...)
@@ -114,10 +118,15 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	shown := o.filter(matching)
-	worst := worstFinding(shown.Findings)
+	rest := unaccepted(shown.Findings)
+	worst, accepted := worstFinding(rest), len(shown.Findings)-len(rest)
+	if !o.excepted.show {
+		shown.Findings = rest
+	}
 	if err := o.output.write(cmd.OutOrStdout(), shown, o.container != "" || o.pid != 0); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
+	o.excepted.count(cmd.ErrOrStderr(), accepted)
 	if unjudged != "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", unjudged)
 	}

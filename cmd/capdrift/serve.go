@@ -211,6 +211,7 @@ type parts struct {
 	log     *slog.Logger
 	hints   func(context.Context) error
 	close   func() error
+	refused error // why the policy was not taken
 }
 
 // assemble builds the agent of its configuration.
@@ -231,7 +232,15 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	var loop *agent.Loop
 	var stored metrics.Stored
 	var inner agent.Journal
-	config := agent.Loop{Given: given, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, After: time.After}
+	rules, refused := c.Policy.read()
+	switch {
+	case rules != nil:
+		log.Info("the policy is in force", "packs", c.Policy.Packs, "exceptions", c.Policy.Exceptions)
+	case refused != nil:
+		// A node is watched all the same: what was found by rules before stays open.
+		log.Error("the policy cannot be read, so no rule is judged until it can", "error", refused)
+	}
+	config := agent.Loop{Given: given, Policy: agent.PolicyUpdate{Policy: rules, Err: briefError(refused)}, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, After: time.After}
 	if kept != nil {
 		stored, inner = kept, kept
 		config.Open, config.BootID = before.open, before.bootID
@@ -253,7 +262,7 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 			err = errors.Join(err, kept.Close())
 		}
 		return err
-	}}, nil
+	}, refused}, nil
 }
 
 // following hands the loop what [proc.Members] tells, in the loop's nouns.

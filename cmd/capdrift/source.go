@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,8 +26,9 @@ func (o *sourceOptions) addFlags(cmd *cobra.Command) {
 	o.client.addFlags(cmd, "", 2*time.Minute)
 }
 
-// oneOrOther tells the flags of the two ways to look apart.
-func (o *sourceOptions) oneOrOther(cmd *cobra.Command) error {
+// oneOrOther tells the flags of the two ways to look apart; more are those of the command
+// that are about an agent too.
+func (o *sourceOptions) oneOrOther(cmd *cobra.Command, more ...string) error {
 	if cmd.Flags().Changed("agent") {
 		for _, flag := range o.looking {
 			if cmd.Flags().Changed(flag) {
@@ -35,7 +37,7 @@ func (o *sourceOptions) oneOrOther(cmd *cobra.Command) error {
 		}
 		return o.client.validate()
 	}
-	for _, flag := range clientFlags {
+	for _, flag := range slices.Concat(clientFlags, more) {
 		if cmd.Flags().Changed(flag) {
 			return fmt.Errorf("--%s is about an agent: name it with --agent", flag)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
+	"github.com/capdrift/capdrift/policy"
 )
 
 // table prints a report for people: the findings worst first and grouped by pod,
@@ -93,7 +94,7 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 		if finding.TID != 0 {
 			pid += "/" + strconv.Itoa(finding.TID)
 		}
-		writer.AppendRow(pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, hop(finding), string(finding.Kind), brief(finding.Capabilities)})
+		writer.AppendRow(pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, where(finding), printable(what(finding)), brief(finding.Capabilities)})
 	}
 	return trimLines(writer.Render())
 }
@@ -104,6 +105,28 @@ func hop(finding drift.Finding) string {
 		return string(finding.Layer)
 	}
 	return string(finding.From) + "→" + string(finding.Layer)
+}
+
+// where is the hop of a drift finding, and of a rule where it fails.
+func where(f drift.Finding) string {
+	if f.Rule == "" {
+		return hop(f)
+	}
+	var sides []string
+	for _, side := range []struct{ verdict, name string }{{f.Declared, "paper"}, {f.Actual, "kernel"}} {
+		if side.verdict == policy.Fail.String() {
+			sides = append(sides, side.name)
+		}
+	}
+	return strings.Join(sides, "+")
+}
+
+// what names the kind of a finding, with its rule where there is one.
+func what(f drift.Finding) string {
+	if f.Rule == "" {
+		return string(f.Kind)
+	}
+	return string(f.Kind) + " " + f.Rule
 }
 
 func (t table) severity(s drift.Severity) string {
@@ -166,11 +189,12 @@ func brief(set capdecode.Set) string {
 // What is pasted differs from container to container, so each is shown.
 type reason struct {
 	kind  drift.Kind
+	rule  string
 	cause drift.Cause
 	paste string
 }
 
-func reasonOf(f drift.Finding) reason { return reason{f.Kind, f.Cause, f.Paste} }
+func reasonOf(f drift.Finding) reason { return reason{f.Kind, f.Rule, f.Cause, f.Paste} }
 
 func countReason(findings []drift.Finding, why reason) (n int) {
 	for _, finding := range findings {
@@ -292,7 +316,9 @@ func normal(report drift.Report, loud []drift.Finding) string {
 	}
 	troubled := make(map[string]bool)
 	for _, finding := range loud {
-		troubled[finding.ContainerID] = true
+		if finding.Kind != drift.PolicyViolation { // perhaps just what was declared
+			troubled[finding.ContainerID] = true
+		}
 	}
 	containers, processes := 0, 0
 	for _, c := range report.Containers {

@@ -28,6 +28,7 @@ type watchOptions struct {
 	namespace string
 	until     string
 	noHeaders bool
+	excepted  exceptedOptions
 }
 
 func watchCommand() *cobra.Command {
@@ -43,7 +44,10 @@ cannot tell everything that happened meanwhile, that is said as "lost", and what
 again. How the agent itself fares is said too: on standard error, or with -o jsonl as records.
 
 --until-finding ends the watch when a finding of this severity, or a worse one, is open: one that
-opens, and one that is open at the begin.
+opens, and one that is open at the begin; not one that an exception accepts.
+
+Findings that an exception of the agent's policy accepts are counted and left out, unless
+--show-excepted asks for them; one that was shown is said to be accepted.
 
 Exit status: 0 ended by a signal or --timeout, 1 could not do it (with --until-finding also when
 a signal ended the watch, changes were lost, or the agent was not there at the end of --timeout:
@@ -75,6 +79,7 @@ then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is op
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "only those of pods in this namespace")
 	flags.StringVar(&o.until, "until-finding", "", "end with status 3 when a finding at or above this severity is open: critical, high, medium, low, info")
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading line of the table")
+	o.excepted.addFlags(cmd)
 	complete(cmd, "output", "table", "jsonl")
 	complete(cmd, "color", "auto", "always", "never")
 	complete(cmd, "until-finding", severityNames()...)
@@ -96,6 +101,8 @@ func (o *watchOptions) validate(args []string) (resource string, err error) {
 		return "", fmt.Errorf("--output=%s: want table or jsonl", printable(o.format))
 	case o.until != "" && !slices.Contains(severityNames(), o.until):
 		return "", fmt.Errorf("--until-finding=%s: want one of %s", printable(o.until), strings.Join(severityNames(), ", "))
+	case o.excepted.show && resource != "finding":
+		return "", errors.New("--show-excepted is of watch findings")
 	case o.until != "" && resource != "finding":
 		return "", errors.New("--until-finding is of watch findings")
 	}
@@ -110,7 +117,7 @@ func (o *watchOptions) run(cmd *cobra.Command, resource string) error {
 		Writer: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), resource: resource, jsonl: o.format == "jsonl",
 		table: table{colored: colors.colored(cmd.OutOrStdout()), noHeaders: o.noHeaders}, known: make(map[string]watchLine),
 	}
-	w := watcher{watchOptions: o, resource: resource, out: out, patience: 2 * time.Minute}
+	w := watcher{watchOptions: o, resource: resource, out: out, patience: 2 * time.Minute, shown: make(map[string]bool)}
 	return w.run(ctx)
 }
 
@@ -127,6 +134,10 @@ type watcher struct {
 	lossy   bool   // some were lost
 	joining joiner
 	counted int // of the snapshot
+
+	shown    map[string]bool // findings, by id; of those alone it is said that they are accepted now
+	before   map[string]bool // the same before a snapshot that is coming
+	accepted int             // in the snapshot
 }
 
 var errSilent = errors.New("the agent has gone silent")
@@ -278,7 +289,11 @@ func (w *watcher) take(m *v1.WatchResponse) error {
 	at := momentOf(m.Time)
 	switch event := m.Event.(type) {
 	case *v1.WatchResponse_SnapshotBegin:
-		w.counted = 0
+		w.counted, w.accepted = 0, 0
+		if w.before == nil { // else another snapshot broke off
+			w.before = w.shown
+		}
+		w.shown = make(map[string]bool)
 		return w.out.begin(event.SnapshotBegin, at)
 	case *v1.WatchResponse_Containers:
 		return w.containers(event.Containers.GetContainers(), "present", at)
@@ -295,7 +310,11 @@ func (w *watcher) take(m *v1.WatchResponse) error {
 			return rpcstatus.Errorf(codes.DataLoss, "the agent's snapshot is of %d, and %d came", told, w.counted)
 		}
 		w.whole = true
-		return w.out.end(event.SnapshotEnd, at)
+		if err := w.out.end(event.SnapshotEnd, w.accepted, at); err != nil {
+			return err
+		}
+		w.before = nil
+		w.excepted.count(w.out.errs, w.accepted)
 	case *v1.WatchResponse_Container:
 		change := strings.ToLower(strings.TrimPrefix(event.Container.GetKind().String(), "KIND_"))
 		if event.Container.GetKind() == v1.ContainerChange_KIND_LEFT {
@@ -305,6 +324,7 @@ func (w *watcher) take(m *v1.WatchResponse) error {
 	case *v1.WatchResponse_Finding:
 		change := strings.ToLower(strings.TrimPrefix(event.Finding.GetKind().String(), "KIND_"))
 		if event.Finding.GetKind() == v1.FindingChange_KIND_LEFT {
+			delete(w.shown, event.Finding.GetFinding().GetId())
 			return w.out.left(event.Finding.GetFinding().GetId(), at)
 		}
 		return w.finding(event.Finding.GetFinding(), change, event.Finding.GetResolved(), at)
@@ -346,6 +366,12 @@ func (w *watcher) finding(message *v1.Finding, change, resolved string, at *time
 	case !w.takes(item):
 		return nil
 	}
+	if item.isAccepted() {
+		return w.acceptedOne(item, change, resolved, at)
+	}
+	if w.shown[item.id()] = true; change == "resolved" {
+		delete(w.shown, item.id())
+	}
 	if err := w.out.item(item, change, resolved, at); err != nil {
 		return err
 	}
@@ -360,6 +386,25 @@ func (w *watcher) finding(message *v1.Finding, change, resolved string, at *time
 		return findingsError{fmt.Errorf("a finding of severity %s is open, at or above --until-finding=%s", item.finding.Severity, w.until)}
 	}
 	return nil
+}
+
+// acceptedOne prints a finding that an exception accepts, if it is to be shown, or was
+// before it was accepted.
+func (w *watcher) acceptedOne(item subject, change, resolved string, at *time.Time) error {
+	if change == "open" {
+		w.accepted++
+	}
+	if !w.excepted.show {
+		was := w.shown[item.id()] || w.before[item.id()]
+		delete(w.shown, item.id())
+		if !was {
+			return nil
+		}
+		if change != "resolved" {
+			change = "accepted"
+		}
+	}
+	return w.out.item(item, change, resolved, at)
 }
 
 // scan is the report of a look that the agent takes now.

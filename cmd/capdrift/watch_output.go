@@ -49,6 +49,7 @@ type watchRecord struct {
 	Coverage   *drift.Coverage  `json:"coverage,omitempty"`
 	Containers *uint32          `json:"containers,omitempty"` // how many the snapshot had, before --namespace
 	Findings   *uint32          `json:"findings,omitempty"`
+	Accepted   *int             `json:"accepted,omitempty"` // how many of the findings exceptions accept, shown or not
 }
 
 // watchLine is what is printed of a container or finding: all but time and change.
@@ -90,13 +91,13 @@ func (o *watchOutput) begin(m *v1.SnapshotBegin, at *time.Time) error {
 	return nil
 }
 
-func (o *watchOutput) end(m *v1.SnapshotEnd, at *time.Time) error {
+func (o *watchOutput) end(m *v1.SnapshotEnd, accepted int, at *time.Time) error {
 	if o.jsonl {
 		record := watchRecord{Type: "snapshot_end", Time: at}
 		if containers, findings := m.GetContainers(), m.GetFindings(); o.resource == "container" {
 			record.Containers = &containers
 		} else {
-			record.Findings = &findings
+			record.Findings, record.Accepted = &findings, &accepted
 		}
 		return o.record(record)
 	}
@@ -119,8 +120,9 @@ func (o *watchOutput) item(item subject, change, resolved string, at *time.Time)
 		})
 	}
 	line := o.lineOf(item)
-	if change == "resolved" || change == "removed" {
+	if change == "resolved" || change == "removed" || change == "accepted" {
 		delete(o.known, item.id())
+		delete(o.before, item.id())
 	} else {
 		o.known[item.id()] = line
 	}
@@ -128,6 +130,9 @@ func (o *watchOutput) item(item subject, change, resolved string, at *time.Time)
 		change += " (" + said(resolved) + ")"
 	}
 	suffix := ""
+	if item.isAccepted() {
+		suffix = "(accepted by " + printable(item.finding.Exception) + ")"
+	}
 	if item.undecided != "" {
 		suffix = "(not judged by --filter: " + said(item.undecided) + ")"
 	}
@@ -158,7 +163,7 @@ func (o *watchOutput) lineOf(item subject) watchLine {
 		for _, cell := range []struct {
 			text  string
 			width int
-		}{{where, 40}, {taskOf(*f), 8}, {printable(string(f.Kind)), 20}, {brief(f.Capabilities), 0}} {
+		}{{where, 40}, {taskOf(*f), 8}, {printable(what(*f)), 20}, {brief(f.Capabilities), 0}} {
 			names = append(names, text.Pad(cell.text, cell.width, ' '))
 		}
 		return watchLine{text.Pad(o.table.severity(f.Severity), 9, ' ') + " ", strings.Join(names, " ")}

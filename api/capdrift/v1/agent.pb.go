@@ -403,7 +403,7 @@ func (x ContainerChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ContainerChange_Kind.Descriptor instead.
 func (ContainerChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // Kind is what became of a finding.
@@ -465,7 +465,7 @@ func (x FindingChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FindingChange_Kind.Descriptor instead.
 func (FindingChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{16, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 // Reason is why changes are missing.
@@ -526,7 +526,7 @@ func (x Lost_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Lost_Reason.Descriptor instead.
 func (Lost_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{17, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // Relation is how it stands to the one that the container was declared to run in.
@@ -587,7 +587,7 @@ func (x UserNamespace_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UserNamespace_Relation.Descriptor instead.
 func (UserNamespace_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47, 0}
 }
 
 // GetNodeRequest asks for the node.
@@ -639,7 +639,10 @@ type GetNodeResponse struct {
 	// The position of the view; absent before there is one.
 	Position *Position `protobuf:"bytes,4,opt,name=position,proto3,oneof" json:"position,omitempty"`
 	// How many findings are open, by severity; absent before there is a view.
-	Findings      []*SeverityCount `protobuf:"bytes,5,rep,name=findings,proto3" json:"findings,omitempty"`
+	Findings []*SeverityCount `protobuf:"bytes,5,rep,name=findings,proto3" json:"findings,omitempty"`
+	// The policy by which containers are judged; absent before there is a view, and where
+	// none is configured. Why the newest one is not in force says the component "policy".
+	Policy        *Policy `protobuf:"bytes,6,opt,name=policy,proto3,oneof" json:"policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -709,13 +712,22 @@ func (x *GetNodeResponse) GetFindings() []*SeverityCount {
 	return nil
 }
 
+func (x *GetNodeResponse) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
 // SeverityCount is how many open findings are of one severity.
 type SeverityCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The severity.
 	Severity Severity `protobuf:"varint,1,opt,name=severity,proto3,enum=capdrift.v1.Severity" json:"severity,omitempty"`
-	// How many; zero is told too.
-	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// How many that no exception accepts; zero is told too.
+	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// How many that an exception accepts, besides.
+	Accepted      uint32 `protobuf:"varint,3,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -764,6 +776,179 @@ func (x *SeverityCount) GetCount() uint32 {
 	return 0
 }
 
+func (x *SeverityCount) GetAccepted() uint32 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+// Policy is what containers are judged by, and how far that got.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The names of its packs.
+	Packs []string `protobuf:"bytes,1,rep,name=packs,proto3" json:"packs,omitempty"`
+	// How many rules they have.
+	Rules uint32 `protobuf:"varint,2,opt,name=rules,proto3" json:"rules,omitempty"`
+	// When it was loaded, by the node's clock; absent where none could be since the agent
+	// was started, and nothing is judged.
+	LoadedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=loaded_at,json=loadedAt,proto3" json:"loaded_at,omitempty"`
+	// How many containers wait to be judged, the first time or anew.
+	Pending uint32 `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"`
+	// How many results, each of a rule and a container, have a verdict that is unknown.
+	// They are no findings, and nothing that passes either.
+	Unknown uint32 `protobuf:"varint,5,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// Its exceptions.
+	Exceptions    []*ExceptionUse `protobuf:"bytes,6,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Policy) GetPacks() []string {
+	if x != nil {
+		return x.Packs
+	}
+	return nil
+}
+
+func (x *Policy) GetRules() uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return 0
+}
+
+func (x *Policy) GetLoadedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LoadedAt
+	}
+	return nil
+}
+
+func (x *Policy) GetPending() uint32 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *Policy) GetUnknown() uint32 {
+	if x != nil {
+		return x.Unknown
+	}
+	return 0
+}
+
+func (x *Policy) GetExceptions() []*ExceptionUse {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
+}
+
+// ExceptionUse is what becomes of an exception.
+type ExceptionUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// "used", "unused" (it accepts nothing that is open), or "expired".
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// The first moment at which it counts no more.
+	Expires *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	// How many open findings it accepts or, once it has expired, would accept.
+	Findings      uint32 `protobuf:"varint,4,opt,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExceptionUse) Reset() {
+	*x = ExceptionUse{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExceptionUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExceptionUse) ProtoMessage() {}
+
+func (x *ExceptionUse) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExceptionUse.ProtoReflect.Descriptor instead.
+func (*ExceptionUse) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ExceptionUse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ExceptionUse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ExceptionUse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ExceptionUse) GetFindings() uint32 {
+	if x != nil {
+		return x.Findings
+	}
+	return 0
+}
+
 // ListContainersRequest asks for a page of containers.
 type ListContainersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -782,7 +967,7 @@ type ListContainersRequest struct {
 
 func (x *ListContainersRequest) Reset() {
 	*x = ListContainersRequest{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[3]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +979,7 @@ func (x *ListContainersRequest) String() string {
 func (*ListContainersRequest) ProtoMessage() {}
 
 func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[3]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +992,7 @@ func (x *ListContainersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersRequest.ProtoReflect.Descriptor instead.
 func (*ListContainersRequest) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListContainersRequest) GetFilter() string {
@@ -853,7 +1038,7 @@ type ListContainersResponse struct {
 
 func (x *ListContainersResponse) Reset() {
 	*x = ListContainersResponse{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[4]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1050,7 @@ func (x *ListContainersResponse) String() string {
 func (*ListContainersResponse) ProtoMessage() {}
 
 func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[4]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1063,7 @@ func (x *ListContainersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContainersResponse.ProtoReflect.Descriptor instead.
 func (*ListContainersResponse) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListContainersResponse) GetContainers() []*Container {
@@ -916,7 +1101,7 @@ type GetContainerRequest struct {
 
 func (x *GetContainerRequest) Reset() {
 	*x = GetContainerRequest{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[5]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1113,7 @@ func (x *GetContainerRequest) String() string {
 func (*GetContainerRequest) ProtoMessage() {}
 
 func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[5]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1126,7 @@ func (x *GetContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerRequest.ProtoReflect.Descriptor instead.
 func (*GetContainerRequest) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetContainerRequest) GetId() string {
@@ -973,7 +1158,7 @@ type GetContainerResponse struct {
 
 func (x *GetContainerResponse) Reset() {
 	*x = GetContainerResponse{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[6]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1170,7 @@ func (x *GetContainerResponse) String() string {
 func (*GetContainerResponse) ProtoMessage() {}
 
 func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[6]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1183,7 @@ func (x *GetContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetContainerResponse.ProtoReflect.Descriptor instead.
 func (*GetContainerResponse) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetContainerResponse) GetContainer() *Container {
@@ -1037,7 +1222,7 @@ type ListFindingsRequest struct {
 
 func (x *ListFindingsRequest) Reset() {
 	*x = ListFindingsRequest{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[7]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1234,7 @@ func (x *ListFindingsRequest) String() string {
 func (*ListFindingsRequest) ProtoMessage() {}
 
 func (x *ListFindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[7]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1247,7 @@ func (x *ListFindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFindingsRequest.ProtoReflect.Descriptor instead.
 func (*ListFindingsRequest) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListFindingsRequest) GetFilter() string {
@@ -1101,7 +1286,7 @@ type ListFindingsResponse struct {
 
 func (x *ListFindingsResponse) Reset() {
 	*x = ListFindingsResponse{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[8]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1298,7 @@ func (x *ListFindingsResponse) String() string {
 func (*ListFindingsResponse) ProtoMessage() {}
 
 func (x *ListFindingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[8]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1311,7 @@ func (x *ListFindingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFindingsResponse.ProtoReflect.Descriptor instead.
 func (*ListFindingsResponse) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListFindingsResponse) GetFindings() []*Finding {
@@ -1170,7 +1355,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[9]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1367,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[9]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1380,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchRequest) GetAfter() string {
@@ -1261,7 +1446,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[10]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1458,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[10]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1471,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchResponse) GetResumeToken() string {
@@ -1471,7 +1656,7 @@ type SnapshotBegin struct {
 
 func (x *SnapshotBegin) Reset() {
 	*x = SnapshotBegin{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[11]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1668,7 @@ func (x *SnapshotBegin) String() string {
 func (*SnapshotBegin) ProtoMessage() {}
 
 func (x *SnapshotBegin) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[11]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1681,7 @@ func (x *SnapshotBegin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotBegin.ProtoReflect.Descriptor instead.
 func (*SnapshotBegin) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SnapshotBegin) GetLook() *Look {
@@ -1525,7 +1710,7 @@ type SnapshotContainers struct {
 
 func (x *SnapshotContainers) Reset() {
 	*x = SnapshotContainers{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[12]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1722,7 @@ func (x *SnapshotContainers) String() string {
 func (*SnapshotContainers) ProtoMessage() {}
 
 func (x *SnapshotContainers) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[12]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1735,7 @@ func (x *SnapshotContainers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotContainers.ProtoReflect.Descriptor instead.
 func (*SnapshotContainers) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SnapshotContainers) GetContainers() []*Container {
@@ -1571,7 +1756,7 @@ type SnapshotFindings struct {
 
 func (x *SnapshotFindings) Reset() {
 	*x = SnapshotFindings{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[13]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1768,7 @@ func (x *SnapshotFindings) String() string {
 func (*SnapshotFindings) ProtoMessage() {}
 
 func (x *SnapshotFindings) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[13]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1781,7 @@ func (x *SnapshotFindings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotFindings.ProtoReflect.Descriptor instead.
 func (*SnapshotFindings) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SnapshotFindings) GetFindings() []*Finding {
@@ -1619,7 +1804,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[14]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1816,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[14]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1829,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SnapshotEnd) GetContainers() uint32 {
@@ -1675,7 +1860,7 @@ type ContainerChange struct {
 
 func (x *ContainerChange) Reset() {
 	*x = ContainerChange{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[15]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1872,7 @@ func (x *ContainerChange) String() string {
 func (*ContainerChange) ProtoMessage() {}
 
 func (x *ContainerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[15]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1885,7 @@ func (x *ContainerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerChange.ProtoReflect.Descriptor instead.
 func (*ContainerChange) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ContainerChange) GetKind() ContainerChange_Kind {
@@ -1724,8 +1909,9 @@ type FindingChange struct {
 	Kind FindingChange_Kind `protobuf:"varint,1,opt,name=kind,proto3,enum=capdrift.v1.FindingChange_Kind" json:"kind,omitempty"`
 	// The finding, whole and not what differs.
 	Finding *Finding `protobuf:"bytes,2,opt,name=finding,proto3" json:"finding,omitempty"`
-	// Why it was resolved: "gone" (the container or process is as declared now),
-	// "ended", "boot", "explained"; empty unless it was.
+	// Why it was resolved: "ended" (its process or container is gone), "explained"
+	// (another look finds that it is not so), "boot", "policy" (its rule is not one of the
+	// policy any more); empty unless it was.
 	Resolved      string `protobuf:"bytes,3,opt,name=resolved,proto3" json:"resolved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1733,7 +1919,7 @@ type FindingChange struct {
 
 func (x *FindingChange) Reset() {
 	*x = FindingChange{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[16]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1931,7 @@ func (x *FindingChange) String() string {
 func (*FindingChange) ProtoMessage() {}
 
 func (x *FindingChange) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[16]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1944,7 @@ func (x *FindingChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingChange.ProtoReflect.Descriptor instead.
 func (*FindingChange) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FindingChange) GetKind() FindingChange_Kind {
@@ -1796,7 +1982,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[17]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +1994,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[17]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +2007,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Lost) GetReason() Lost_Reason {
@@ -1851,7 +2037,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[18]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2049,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[18]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2062,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeStatus) GetComponents() []*Component {
@@ -1907,7 +2093,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[19]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2105,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[19]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2118,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Heartbeat) GetPosition() *Position {
@@ -1958,7 +2144,7 @@ type ScanRequest struct {
 
 func (x *ScanRequest) Reset() {
 	*x = ScanRequest{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[20]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2156,7 @@ func (x *ScanRequest) String() string {
 func (*ScanRequest) ProtoMessage() {}
 
 func (x *ScanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[20]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2169,7 @@ func (x *ScanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanRequest.ProtoReflect.Descriptor instead.
 func (*ScanRequest) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 // ScanResponse is a part of a report, in this order.
@@ -2004,7 +2190,7 @@ type ScanResponse struct {
 
 func (x *ScanResponse) Reset() {
 	*x = ScanResponse{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[21]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2202,7 @@ func (x *ScanResponse) String() string {
 func (*ScanResponse) ProtoMessage() {}
 
 func (x *ScanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[21]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2215,7 @@ func (x *ScanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanResponse.ProtoReflect.Descriptor instead.
 func (*ScanResponse) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ScanResponse) GetPart() isScanResponse_Part {
@@ -2122,7 +2308,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[22]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2320,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[22]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2333,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Agent) GetVersion() string {
@@ -2174,7 +2360,7 @@ func (x *Agent) GetNodeName() string {
 // Component is one part of the agent and how it fares.
 type Component struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which: "runtime", "proc", "pods", "journal".
+	// Which: "runtime", "proc", "pods", "journal", "policy", "config".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Whether all is well.
 	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
@@ -2188,7 +2374,7 @@ type Component struct {
 
 func (x *Component) Reset() {
 	*x = Component{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[23]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2386,7 @@ func (x *Component) String() string {
 func (*Component) ProtoMessage() {}
 
 func (x *Component) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[23]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2399,7 @@ func (x *Component) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Component.ProtoReflect.Descriptor instead.
 func (*Component) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Component) GetName() string {
@@ -2259,7 +2445,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[24]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2457,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[24]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2470,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Position) GetBootId() string {
@@ -2327,7 +2513,7 @@ type Look struct {
 
 func (x *Look) Reset() {
 	*x = Look{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[25]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2525,7 @@ func (x *Look) String() string {
 func (*Look) ProtoMessage() {}
 
 func (x *Look) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[25]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2538,7 @@ func (x *Look) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Look.ProtoReflect.Descriptor instead.
 func (*Look) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Look) GetNode() *Node {
@@ -2409,7 +2595,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[26]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2607,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[26]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2620,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Node) GetName() string {
@@ -2487,7 +2673,7 @@ type Runtime struct {
 
 func (x *Runtime) Reset() {
 	*x = Runtime{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[27]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2685,7 @@ func (x *Runtime) String() string {
 func (*Runtime) ProtoMessage() {}
 
 func (x *Runtime) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[27]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2698,7 @@ func (x *Runtime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
 func (*Runtime) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Runtime) GetName() string {
@@ -2555,7 +2741,7 @@ type Coverage struct {
 
 func (x *Coverage) Reset() {
 	*x = Coverage{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[28]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2753,7 @@ func (x *Coverage) String() string {
 func (*Coverage) ProtoMessage() {}
 
 func (x *Coverage) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[28]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2766,7 @@ func (x *Coverage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Coverage.ProtoReflect.Descriptor instead.
 func (*Coverage) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Coverage) GetContainers() *ContainerCoverage {
@@ -2637,7 +2823,7 @@ type ContainerCoverage struct {
 
 func (x *ContainerCoverage) Reset() {
 	*x = ContainerCoverage{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[29]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2835,7 @@ func (x *ContainerCoverage) String() string {
 func (*ContainerCoverage) ProtoMessage() {}
 
 func (x *ContainerCoverage) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[29]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2848,7 @@ func (x *ContainerCoverage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerCoverage.ProtoReflect.Descriptor instead.
 func (*ContainerCoverage) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ContainerCoverage) GetRunning() uint32 {
@@ -2717,7 +2903,7 @@ type ProcessCoverage struct {
 
 func (x *ProcessCoverage) Reset() {
 	*x = ProcessCoverage{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[30]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2915,7 @@ func (x *ProcessCoverage) String() string {
 func (*ProcessCoverage) ProtoMessage() {}
 
 func (x *ProcessCoverage) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[30]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2928,7 @@ func (x *ProcessCoverage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessCoverage.ProtoReflect.Descriptor instead.
 func (*ProcessCoverage) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessCoverage) GetObserved() uint32 {
@@ -2786,7 +2972,7 @@ type ThreadCoverage struct {
 
 func (x *ThreadCoverage) Reset() {
 	*x = ThreadCoverage{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[31]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2984,7 @@ func (x *ThreadCoverage) String() string {
 func (*ThreadCoverage) ProtoMessage() {}
 
 func (x *ThreadCoverage) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[31]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2997,7 @@ func (x *ThreadCoverage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadCoverage.ProtoReflect.Descriptor instead.
 func (*ThreadCoverage) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ThreadCoverage) GetObserved() uint32 {
@@ -2844,7 +3030,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[32]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +3042,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[32]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +3055,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Limit) GetWhat() string {
@@ -2941,7 +3127,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[33]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3139,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[33]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3152,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Container) GetId() string {
@@ -3106,7 +3292,7 @@ type Labels struct {
 
 func (x *Labels) Reset() {
 	*x = Labels{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3304,7 @@ func (x *Labels) String() string {
 func (*Labels) ProtoMessage() {}
 
 func (x *Labels) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[34]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3317,7 @@ func (x *Labels) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Labels.ProtoReflect.Descriptor instead.
 func (*Labels) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Labels) GetLabels() []string {
@@ -3156,7 +3342,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3168,7 +3354,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[35]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3181,7 +3367,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Pod) GetNamespace() string {
@@ -3226,7 +3412,7 @@ type Declared struct {
 
 func (x *Declared) Reset() {
 	*x = Declared{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3424,7 @@ func (x *Declared) String() string {
 func (*Declared) ProtoMessage() {}
 
 func (x *Declared) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[36]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3437,7 @@ func (x *Declared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Declared.ProtoReflect.Descriptor instead.
 func (*Declared) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Declared) GetPod() *PodSecurity {
@@ -3328,7 +3514,7 @@ type PodSecurity struct {
 
 func (x *PodSecurity) Reset() {
 	*x = PodSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3526,7 @@ func (x *PodSecurity) String() string {
 func (*PodSecurity) ProtoMessage() {}
 
 func (x *PodSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[37]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3539,7 @@ func (x *PodSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodSecurity.ProtoReflect.Descriptor instead.
 func (*PodSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PodSecurity) GetRole() string {
@@ -3462,7 +3648,7 @@ type PodLevel struct {
 
 func (x *PodLevel) Reset() {
 	*x = PodLevel{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3660,7 @@ func (x *PodLevel) String() string {
 func (*PodLevel) ProtoMessage() {}
 
 func (x *PodLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[38]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3673,7 @@ func (x *PodLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodLevel.ProtoReflect.Descriptor instead.
 func (*PodLevel) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PodLevel) GetRunAsUser() int64 {
@@ -3540,7 +3726,7 @@ type CriSecurity struct {
 
 func (x *CriSecurity) Reset() {
 	*x = CriSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3738,7 @@ func (x *CriSecurity) String() string {
 func (*CriSecurity) ProtoMessage() {}
 
 func (x *CriSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[39]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3751,7 @@ func (x *CriSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CriSecurity.ProtoReflect.Descriptor instead.
 func (*CriSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CriSecurity) GetAdd() []string {
@@ -3650,7 +3836,7 @@ type OciSecurity struct {
 
 func (x *OciSecurity) Reset() {
 	*x = OciSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +3848,7 @@ func (x *OciSecurity) String() string {
 func (*OciSecurity) ProtoMessage() {}
 
 func (x *OciSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +3861,7 @@ func (x *OciSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OciSecurity.ProtoReflect.Descriptor instead.
 func (*OciSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *OciSecurity) GetCapabilities() *CapabilitySets {
@@ -3726,7 +3912,7 @@ type Set struct {
 
 func (x *Set) Reset() {
 	*x = Set{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3738,7 +3924,7 @@ func (x *Set) String() string {
 func (*Set) ProtoMessage() {}
 
 func (x *Set) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3751,7 +3937,7 @@ func (x *Set) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Set.ProtoReflect.Descriptor instead.
 func (*Set) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Set) GetBits() uint64 {
@@ -3788,7 +3974,7 @@ type CapabilitySets struct {
 
 func (x *CapabilitySets) Reset() {
 	*x = CapabilitySets{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3800,7 +3986,7 @@ func (x *CapabilitySets) String() string {
 func (*CapabilitySets) ProtoMessage() {}
 
 func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3813,7 +3999,7 @@ func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapabilitySets.ProtoReflect.Descriptor instead.
 func (*CapabilitySets) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CapabilitySets) GetInheritable() *Set {
@@ -3895,7 +4081,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +4093,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +4106,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Process) GetPid() int32 {
@@ -4058,7 +4244,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4256,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4269,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Thread) GetTid() int32 {
@@ -4148,7 +4334,7 @@ type UserNamespace struct {
 
 func (x *UserNamespace) Reset() {
 	*x = UserNamespace{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4346,7 @@ func (x *UserNamespace) String() string {
 func (*UserNamespace) ProtoMessage() {}
 
 func (x *UserNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4359,7 @@ func (x *UserNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNamespace.ProtoReflect.Descriptor instead.
 func (*UserNamespace) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UserNamespace) GetRelation() UserNamespace_Relation {
@@ -4232,14 +4418,25 @@ type Finding struct {
 	Paste string `protobuf:"bytes,17,opt,name=paste,proto3" json:"paste,omitempty"`
 	// Why the filter could not judge it: what it asks about was not seen. It is here
 	// because unknown is not no. Empty when the filter takes it.
-	Undecided     string `protobuf:"bytes,18,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	Undecided string `protobuf:"bytes,18,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	// The rule that the container fails, by its id; empty in a finding that is no
+	// "policy_violation".
+	Rule string `protobuf:"bytes,19,opt,name=rule,proto3" json:"rule,omitempty"`
+	// What the rule says of what was declared: "pass", "fail", "unknown",
+	// "not_applicable"; empty where there is no rule.
+	Declared string `protobuf:"bytes,20,opt,name=declared,proto3" json:"declared,omitempty"`
+	// What it says of what the kernel holds; as declared.
+	Actual string `protobuf:"bytes,21,opt,name=actual,proto3" json:"actual,omitempty"`
+	// The id of the exception that accepts the finding; empty where none does, and where
+	// the one that did has expired.
+	Exception     string `protobuf:"bytes,22,opt,name=exception,proto3" json:"exception,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4448,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4461,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Finding) GetId() string {
@@ -4393,12 +4590,40 @@ func (x *Finding) GetUndecided() string {
 	return ""
 }
 
+func (x *Finding) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Finding) GetDeclared() string {
+	if x != nil {
+		return x.Declared
+	}
+	return ""
+}
+
+func (x *Finding) GetActual() string {
+	if x != nil {
+		return x.Actual
+	}
+	return ""
+}
+
+func (x *Finding) GetException() string {
+	if x != nil {
+		return x.Exception
+	}
+	return ""
+}
+
 var File_capdrift_v1_agent_proto protoreflect.FileDescriptor
 
 const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x17capdrift/v1/agent.proto\x12\vcapdrift.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
-	"\x0eGetNodeRequest\"\xa5\x02\n" +
+	"\x0eGetNodeRequest\"\xe2\x02\n" +
 	"\x0fGetNodeResponse\x12(\n" +
 	"\x05agent\x18\x01 \x01(\v2\x12.capdrift.v1.AgentR\x05agent\x12*\n" +
 	"\x04look\x18\x02 \x01(\v2\x11.capdrift.v1.LookH\x00R\x04look\x88\x01\x01\x126\n" +
@@ -4406,12 +4631,29 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"components\x18\x03 \x03(\v2\x16.capdrift.v1.ComponentR\n" +
 	"components\x126\n" +
 	"\bposition\x18\x04 \x01(\v2\x15.capdrift.v1.PositionH\x01R\bposition\x88\x01\x01\x126\n" +
-	"\bfindings\x18\x05 \x03(\v2\x1a.capdrift.v1.SeverityCountR\bfindingsB\a\n" +
+	"\bfindings\x18\x05 \x03(\v2\x1a.capdrift.v1.SeverityCountR\bfindings\x120\n" +
+	"\x06policy\x18\x06 \x01(\v2\x13.capdrift.v1.PolicyH\x02R\x06policy\x88\x01\x01B\a\n" +
 	"\x05_lookB\v\n" +
-	"\t_position\"X\n" +
+	"\t_positionB\t\n" +
+	"\a_policy\"t\n" +
 	"\rSeverityCount\x121\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x15.capdrift.v1.SeverityR\bseverity\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\x9b\x01\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x1a\n" +
+	"\baccepted\x18\x03 \x01(\rR\baccepted\"\xdc\x01\n" +
+	"\x06Policy\x12\x14\n" +
+	"\x05packs\x18\x01 \x03(\tR\x05packs\x12\x14\n" +
+	"\x05rules\x18\x02 \x01(\rR\x05rules\x127\n" +
+	"\tloaded_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bloadedAt\x12\x18\n" +
+	"\apending\x18\x04 \x01(\rR\apending\x12\x18\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\x129\n" +
+	"\n" +
+	"exceptions\x18\x06 \x03(\v2\x19.capdrift.v1.ExceptionUseR\n" +
+	"exceptions\"\x86\x01\n" +
+	"\fExceptionUse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1a\n" +
+	"\bfindings\x18\x04 \x01(\rR\bfindings\"\x9b\x01\n" +
 	"\x15ListContainersRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -4743,7 +4985,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x0eRELATION_CHILD\x10\x02\x12\x14\n" +
 	"\x10RELATION_INITIAL\x10\x03\x12\x14\n" +
 	"\x10RELATION_UNKNOWN\x10\x04B\b\n" +
-	"\x06_inode\"\xcf\x04\n" +
+	"\x06_inode\"\xb5\x05\n" +
 	"\aFinding\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x121\n" +
@@ -4763,7 +5005,11 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\amessage\x18\x0f \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x10 \x01(\tR\x06remedy\x12\x14\n" +
 	"\x05paste\x18\x11 \x01(\tR\x05paste\x12\x1c\n" +
-	"\tundecided\x18\x12 \x01(\tR\tundecidedB\x06\n" +
+	"\tundecided\x18\x12 \x01(\tR\tundecided\x12\x12\n" +
+	"\x04rule\x18\x13 \x01(\tR\x04rule\x12\x1a\n" +
+	"\bdeclared\x18\x14 \x01(\tR\bdeclared\x12\x16\n" +
+	"\x06actual\x18\x15 \x01(\tR\x06actual\x12\x1c\n" +
+	"\texception\x18\x16 \x01(\tR\texceptionB\x06\n" +
 	"\x04_podB\x06\n" +
 	"\x04_pidB\x06\n" +
 	"\x04_tid*_\n" +
@@ -4818,7 +5064,7 @@ func file_capdrift_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_capdrift_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_capdrift_v1_agent_proto_goTypes = []any{
 	(WatchTopic)(0),                // 0: capdrift.v1.WatchTopic
 	(ContainerView)(0),             // 1: capdrift.v1.ContainerView
@@ -4832,152 +5078,158 @@ var file_capdrift_v1_agent_proto_goTypes = []any{
 	(*GetNodeRequest)(nil),         // 9: capdrift.v1.GetNodeRequest
 	(*GetNodeResponse)(nil),        // 10: capdrift.v1.GetNodeResponse
 	(*SeverityCount)(nil),          // 11: capdrift.v1.SeverityCount
-	(*ListContainersRequest)(nil),  // 12: capdrift.v1.ListContainersRequest
-	(*ListContainersResponse)(nil), // 13: capdrift.v1.ListContainersResponse
-	(*GetContainerRequest)(nil),    // 14: capdrift.v1.GetContainerRequest
-	(*GetContainerResponse)(nil),   // 15: capdrift.v1.GetContainerResponse
-	(*ListFindingsRequest)(nil),    // 16: capdrift.v1.ListFindingsRequest
-	(*ListFindingsResponse)(nil),   // 17: capdrift.v1.ListFindingsResponse
-	(*WatchRequest)(nil),           // 18: capdrift.v1.WatchRequest
-	(*WatchResponse)(nil),          // 19: capdrift.v1.WatchResponse
-	(*SnapshotBegin)(nil),          // 20: capdrift.v1.SnapshotBegin
-	(*SnapshotContainers)(nil),     // 21: capdrift.v1.SnapshotContainers
-	(*SnapshotFindings)(nil),       // 22: capdrift.v1.SnapshotFindings
-	(*SnapshotEnd)(nil),            // 23: capdrift.v1.SnapshotEnd
-	(*ContainerChange)(nil),        // 24: capdrift.v1.ContainerChange
-	(*FindingChange)(nil),          // 25: capdrift.v1.FindingChange
-	(*Lost)(nil),                   // 26: capdrift.v1.Lost
-	(*NodeStatus)(nil),             // 27: capdrift.v1.NodeStatus
-	(*Heartbeat)(nil),              // 28: capdrift.v1.Heartbeat
-	(*ScanRequest)(nil),            // 29: capdrift.v1.ScanRequest
-	(*ScanResponse)(nil),           // 30: capdrift.v1.ScanResponse
-	(*Agent)(nil),                  // 31: capdrift.v1.Agent
-	(*Component)(nil),              // 32: capdrift.v1.Component
-	(*Position)(nil),               // 33: capdrift.v1.Position
-	(*Look)(nil),                   // 34: capdrift.v1.Look
-	(*Node)(nil),                   // 35: capdrift.v1.Node
-	(*Runtime)(nil),                // 36: capdrift.v1.Runtime
-	(*Coverage)(nil),               // 37: capdrift.v1.Coverage
-	(*ContainerCoverage)(nil),      // 38: capdrift.v1.ContainerCoverage
-	(*ProcessCoverage)(nil),        // 39: capdrift.v1.ProcessCoverage
-	(*ThreadCoverage)(nil),         // 40: capdrift.v1.ThreadCoverage
-	(*Limit)(nil),                  // 41: capdrift.v1.Limit
-	(*Container)(nil),              // 42: capdrift.v1.Container
-	(*Labels)(nil),                 // 43: capdrift.v1.Labels
-	(*Pod)(nil),                    // 44: capdrift.v1.Pod
-	(*Declared)(nil),               // 45: capdrift.v1.Declared
-	(*PodSecurity)(nil),            // 46: capdrift.v1.PodSecurity
-	(*PodLevel)(nil),               // 47: capdrift.v1.PodLevel
-	(*CriSecurity)(nil),            // 48: capdrift.v1.CriSecurity
-	(*OciSecurity)(nil),            // 49: capdrift.v1.OciSecurity
-	(*Set)(nil),                    // 50: capdrift.v1.Set
-	(*CapabilitySets)(nil),         // 51: capdrift.v1.CapabilitySets
-	(*Process)(nil),                // 52: capdrift.v1.Process
-	(*Thread)(nil),                 // 53: capdrift.v1.Thread
-	(*UserNamespace)(nil),          // 54: capdrift.v1.UserNamespace
-	(*Finding)(nil),                // 55: capdrift.v1.Finding
-	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 57: google.protobuf.Duration
+	(*Policy)(nil),                 // 12: capdrift.v1.Policy
+	(*ExceptionUse)(nil),           // 13: capdrift.v1.ExceptionUse
+	(*ListContainersRequest)(nil),  // 14: capdrift.v1.ListContainersRequest
+	(*ListContainersResponse)(nil), // 15: capdrift.v1.ListContainersResponse
+	(*GetContainerRequest)(nil),    // 16: capdrift.v1.GetContainerRequest
+	(*GetContainerResponse)(nil),   // 17: capdrift.v1.GetContainerResponse
+	(*ListFindingsRequest)(nil),    // 18: capdrift.v1.ListFindingsRequest
+	(*ListFindingsResponse)(nil),   // 19: capdrift.v1.ListFindingsResponse
+	(*WatchRequest)(nil),           // 20: capdrift.v1.WatchRequest
+	(*WatchResponse)(nil),          // 21: capdrift.v1.WatchResponse
+	(*SnapshotBegin)(nil),          // 22: capdrift.v1.SnapshotBegin
+	(*SnapshotContainers)(nil),     // 23: capdrift.v1.SnapshotContainers
+	(*SnapshotFindings)(nil),       // 24: capdrift.v1.SnapshotFindings
+	(*SnapshotEnd)(nil),            // 25: capdrift.v1.SnapshotEnd
+	(*ContainerChange)(nil),        // 26: capdrift.v1.ContainerChange
+	(*FindingChange)(nil),          // 27: capdrift.v1.FindingChange
+	(*Lost)(nil),                   // 28: capdrift.v1.Lost
+	(*NodeStatus)(nil),             // 29: capdrift.v1.NodeStatus
+	(*Heartbeat)(nil),              // 30: capdrift.v1.Heartbeat
+	(*ScanRequest)(nil),            // 31: capdrift.v1.ScanRequest
+	(*ScanResponse)(nil),           // 32: capdrift.v1.ScanResponse
+	(*Agent)(nil),                  // 33: capdrift.v1.Agent
+	(*Component)(nil),              // 34: capdrift.v1.Component
+	(*Position)(nil),               // 35: capdrift.v1.Position
+	(*Look)(nil),                   // 36: capdrift.v1.Look
+	(*Node)(nil),                   // 37: capdrift.v1.Node
+	(*Runtime)(nil),                // 38: capdrift.v1.Runtime
+	(*Coverage)(nil),               // 39: capdrift.v1.Coverage
+	(*ContainerCoverage)(nil),      // 40: capdrift.v1.ContainerCoverage
+	(*ProcessCoverage)(nil),        // 41: capdrift.v1.ProcessCoverage
+	(*ThreadCoverage)(nil),         // 42: capdrift.v1.ThreadCoverage
+	(*Limit)(nil),                  // 43: capdrift.v1.Limit
+	(*Container)(nil),              // 44: capdrift.v1.Container
+	(*Labels)(nil),                 // 45: capdrift.v1.Labels
+	(*Pod)(nil),                    // 46: capdrift.v1.Pod
+	(*Declared)(nil),               // 47: capdrift.v1.Declared
+	(*PodSecurity)(nil),            // 48: capdrift.v1.PodSecurity
+	(*PodLevel)(nil),               // 49: capdrift.v1.PodLevel
+	(*CriSecurity)(nil),            // 50: capdrift.v1.CriSecurity
+	(*OciSecurity)(nil),            // 51: capdrift.v1.OciSecurity
+	(*Set)(nil),                    // 52: capdrift.v1.Set
+	(*CapabilitySets)(nil),         // 53: capdrift.v1.CapabilitySets
+	(*Process)(nil),                // 54: capdrift.v1.Process
+	(*Thread)(nil),                 // 55: capdrift.v1.Thread
+	(*UserNamespace)(nil),          // 56: capdrift.v1.UserNamespace
+	(*Finding)(nil),                // 57: capdrift.v1.Finding
+	(*timestamppb.Timestamp)(nil),  // 58: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 59: google.protobuf.Duration
 }
 var file_capdrift_v1_agent_proto_depIdxs = []int32{
-	31, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
-	34, // 1: capdrift.v1.GetNodeResponse.look:type_name -> capdrift.v1.Look
-	32, // 2: capdrift.v1.GetNodeResponse.components:type_name -> capdrift.v1.Component
-	33, // 3: capdrift.v1.GetNodeResponse.position:type_name -> capdrift.v1.Position
+	33, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
+	36, // 1: capdrift.v1.GetNodeResponse.look:type_name -> capdrift.v1.Look
+	34, // 2: capdrift.v1.GetNodeResponse.components:type_name -> capdrift.v1.Component
+	35, // 3: capdrift.v1.GetNodeResponse.position:type_name -> capdrift.v1.Position
 	11, // 4: capdrift.v1.GetNodeResponse.findings:type_name -> capdrift.v1.SeverityCount
-	4,  // 5: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
-	1,  // 6: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
-	42, // 7: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
-	33, // 8: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
-	42, // 9: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
-	33, // 10: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
-	55, // 11: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
-	33, // 12: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
-	0,  // 13: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
-	1,  // 14: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
-	56, // 15: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
-	20, // 16: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
-	21, // 17: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
-	22, // 18: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
-	23, // 19: capdrift.v1.WatchResponse.snapshot_end:type_name -> capdrift.v1.SnapshotEnd
-	24, // 20: capdrift.v1.WatchResponse.container:type_name -> capdrift.v1.ContainerChange
-	25, // 21: capdrift.v1.WatchResponse.finding:type_name -> capdrift.v1.FindingChange
-	26, // 22: capdrift.v1.WatchResponse.lost:type_name -> capdrift.v1.Lost
-	27, // 23: capdrift.v1.WatchResponse.node_status:type_name -> capdrift.v1.NodeStatus
-	28, // 24: capdrift.v1.WatchResponse.heartbeat:type_name -> capdrift.v1.Heartbeat
-	34, // 25: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
-	33, // 26: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
-	42, // 27: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
-	55, // 28: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
-	5,  // 29: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
-	42, // 30: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
-	6,  // 31: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
-	55, // 32: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
-	7,  // 33: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
-	32, // 34: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
-	37, // 35: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
-	33, // 36: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
-	56, // 37: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
-	34, // 38: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
-	21, // 39: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
-	22, // 40: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
-	23, // 41: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
-	56, // 42: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
-	56, // 43: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
-	35, // 44: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
-	36, // 45: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
-	56, // 46: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
-	57, // 47: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
-	37, // 48: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
-	38, // 49: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
-	39, // 50: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
-	40, // 51: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
-	41, // 52: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
-	44, // 53: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
-	2,  // 54: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
-	45, // 55: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	52, // 56: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	56, // 57: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
-	43, // 58: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
-	46, // 59: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	48, // 60: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	49, // 61: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	49, // 62: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	47, // 63: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
-	51, // 64: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	50, // 65: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	50, // 66: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	50, // 67: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	50, // 68: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	50, // 69: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	54, // 70: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	51, // 71: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 72: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	53, // 73: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	51, // 74: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	8,  // 75: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 76: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 77: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 78: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	44, // 79: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	50, // 80: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	9,  // 81: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	12, // 82: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	14, // 83: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	16, // 84: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	18, // 85: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	29, // 86: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 87: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	13, // 88: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	15, // 89: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	17, // 90: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	19, // 91: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	30, // 92: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	87, // [87:93] is the sub-list for method output_type
-	81, // [81:87] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	12, // 5: capdrift.v1.GetNodeResponse.policy:type_name -> capdrift.v1.Policy
+	4,  // 6: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
+	58, // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
+	13, // 8: capdrift.v1.Policy.exceptions:type_name -> capdrift.v1.ExceptionUse
+	58, // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
+	1,  // 10: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
+	44, // 11: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
+	35, // 12: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
+	44, // 13: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
+	35, // 14: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
+	57, // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
+	35, // 16: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
+	0,  // 17: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
+	1,  // 18: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
+	58, // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	22, // 20: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
+	23, // 21: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
+	24, // 22: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
+	25, // 23: capdrift.v1.WatchResponse.snapshot_end:type_name -> capdrift.v1.SnapshotEnd
+	26, // 24: capdrift.v1.WatchResponse.container:type_name -> capdrift.v1.ContainerChange
+	27, // 25: capdrift.v1.WatchResponse.finding:type_name -> capdrift.v1.FindingChange
+	28, // 26: capdrift.v1.WatchResponse.lost:type_name -> capdrift.v1.Lost
+	29, // 27: capdrift.v1.WatchResponse.node_status:type_name -> capdrift.v1.NodeStatus
+	30, // 28: capdrift.v1.WatchResponse.heartbeat:type_name -> capdrift.v1.Heartbeat
+	36, // 29: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
+	35, // 30: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
+	44, // 31: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
+	57, // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
+	5,  // 33: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
+	44, // 34: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
+	6,  // 35: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
+	57, // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
+	7,  // 37: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
+	34, // 38: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
+	39, // 39: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
+	35, // 40: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
+	58, // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
+	36, // 42: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
+	23, // 43: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
+	24, // 44: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
+	25, // 45: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
+	58, // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
+	58, // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
+	37, // 48: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
+	38, // 49: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
+	58, // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
+	59, // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
+	39, // 52: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
+	40, // 53: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
+	41, // 54: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
+	42, // 55: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
+	43, // 56: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
+	46, // 57: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
+	2,  // 58: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
+	47, // 59: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
+	54, // 60: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	58, // 61: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	45, // 62: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
+	48, // 63: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
+	50, // 64: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	51, // 65: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	51, // 66: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	49, // 67: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	53, // 68: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	52, // 69: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	52, // 70: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	52, // 71: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	52, // 72: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	52, // 73: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	56, // 74: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	53, // 75: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,  // 76: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	55, // 77: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	53, // 78: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	8,  // 79: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,  // 80: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,  // 81: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,  // 82: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	46, // 83: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	52, // 84: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	9,  // 85: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	14, // 86: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	16, // 87: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	18, // 88: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	20, // 89: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	31, // 90: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10, // 91: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	15, // 92: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	17, // 93: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	19, // 94: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	21, // 95: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	32, // 96: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	91, // [91:97] is the sub-list for method output_type
+	85, // [85:91] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }
@@ -4986,7 +5238,7 @@ func file_capdrift_v1_agent_proto_init() {
 		return
 	}
 	file_capdrift_v1_agent_proto_msgTypes[1].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[10].OneofWrappers = []any{
+	file_capdrift_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*WatchResponse_SnapshotBegin)(nil),
 		(*WatchResponse_Containers)(nil),
 		(*WatchResponse_Findings)(nil),
@@ -4997,31 +5249,31 @@ func file_capdrift_v1_agent_proto_init() {
 		(*WatchResponse_NodeStatus)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 	}
-	file_capdrift_v1_agent_proto_msgTypes[17].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[18].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[21].OneofWrappers = []any{
+	file_capdrift_v1_agent_proto_msgTypes[19].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[20].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[23].OneofWrappers = []any{
 		(*ScanResponse_Head)(nil),
 		(*ScanResponse_Containers)(nil),
 		(*ScanResponse_Findings)(nil),
 		(*ScanResponse_End)(nil),
 	}
-	file_capdrift_v1_agent_proto_msgTypes[25].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[33].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[36].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[37].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[27].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[35].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[38].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[39].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[43].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[44].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[40].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[41].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[45].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[46].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[47].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capdrift_v1_agent_proto_rawDesc), len(file_capdrift_v1_agent_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
