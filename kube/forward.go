@@ -192,8 +192,18 @@ func (f *forwarded) listen(failures io.Reader) {
 
 func (f *forwarded) Read(to []byte) (int, error) {
 	n, err := f.data.Read(to)
+	return n, f.why(err)
+}
+
+func (f *forwarded) Write(from []byte) (int, error) {
+	n, err := f.data.Write(from)
+	return n, f.why(err)
+}
+
+// why says what is behind the end of a stream.
+func (f *forwarded) why(err error) error {
 	if err == nil {
-		return n, nil
+		return nil
 	}
 	// What went wrong was said before the end, and may still be on its way to listen.
 	late := time.NewTimer(time.Second)
@@ -206,14 +216,12 @@ func (f *forwarded) Read(to []byte) (int, error) {
 	defer f.mu.Unlock()
 	switch {
 	case f.closed:
-		return n, net.ErrClosed
+		return net.ErrClosed
 	case f.refusal != nil:
-		return n, f.refusal
+		return f.refusal
 	}
-	return n, err
+	return err
 }
-
-func (f *forwarded) Write(from []byte) (int, error) { return f.data.Write(from) }
 
 // Close ends both streams and what carries them.
 func (f *forwarded) Close() error {

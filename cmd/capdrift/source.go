@@ -25,6 +25,18 @@ func (o *sourceOptions) addFlags(cmd *cobra.Command) {
 	o.client.addFlags(cmd, "", 2*time.Minute)
 }
 
+// validate is about the source alone: the agents of a fleet or, without one, this
+// node as it is looked at here or by an agent.
+func (o *sourceOptions) validate(cmd *cobra.Command, fleet *fleetOptions) error {
+	if fleet != nil {
+		return fleet.validate()
+	}
+	if err := o.oneOrOther(cmd); err != nil {
+		return err
+	}
+	return o.lookOptions.validate()
+}
+
 // oneOrOther tells the flags of the two ways to look apart.
 func (o *sourceOptions) oneOrOther(cmd *cobra.Command) error {
 	if cmd.Flags().Changed("agent") {

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -61,6 +63,26 @@ type Cluster struct {
 	mu       sync.Mutex
 	objects  map[string][]Object // by resource
 	forwards []string            // NAMESPACE/POD:PORT by PROTOCOL, as they came
+	asked    map[Access]bool
+}
+
+// Access is what an API server asks its access control about.
+type Access struct{ Verb, Group, Resource, Namespace string }
+
+// Asked tells what it was asked for.
+func (c *Cluster) Asked() map[Access]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.asked)
+}
+
+func (c *Cluster) note(a Access) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked == nil {
+		c.asked = make(map[Access]bool)
+	}
+	c.asked[a] = true
 }
 
 // Put adds objects of a resource, or replaces those of the same name.
@@ -111,7 +133,9 @@ func (c *Cluster) Forwards() []string {
 // Serve serves until the test ends, and returns the name of a kubeconfig for it.
 func Serve(tb testing.TB, c *Cluster) (kubeconfig string) {
 	tb.Helper()
-	server := httptest.NewTLSServer(http.HandlerFunc(c.serve))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(c.serve))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
 	tb.Cleanup(server.Close)
 	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 	dir := tb.TempDir()
@@ -144,19 +168,28 @@ func (c *Cluster) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
-	parts = parts[min(2, len(parts)):]
-	if strings.HasPrefix(r.URL.Path, "/apis/") {
-		parts = parts[min(1, len(parts)):]
+	access := Access{}
+	if strings.HasPrefix(r.URL.Path, "/apis/") && len(parts) > 1 {
+		access.Group, parts = parts[1], parts[1:]
 	}
+	parts = parts[min(2, len(parts)):]
 	var namespace any
 	if len(parts) > 2 && parts[0] == "namespaces" {
-		namespace, parts = parts[1], parts[2:]
+		access.Namespace, namespace, parts = parts[1], parts[1], parts[2:]
 	}
 	parts = append(parts, "", "", "")
 	resource, name, sub := parts[0], parts[1], parts[2]
 	if sub != "" {
 		resource += "/" + sub
 	}
+	access.Resource, access.Verb = resource, "list"
+	switch {
+	case r.Method == http.MethodPost:
+		access.Verb = "create"
+	case name != "":
+		access.Verb = "get"
+	}
+	c.note(access)
 	if held := c.Hang[resource]; held != nil {
 		select {
 		case <-held:
@@ -261,20 +294,23 @@ func (c *Cluster) forward(w http.ResponseWriter, r *http.Request, namespace, pod
 		}
 	}
 	defer carrier.Close()
-	pairs := make(map[string]streams.Stream) // the errors' streams that wait for their data's
+	pairs := make(map[string]map[string]streams.Stream) // by request, then by type: they come in any order
 	for {
 		select {
 		case stream := <-arrived:
 			id := stream.Headers().Get("requestID")
-			if stream.Headers().Get("streamType") == "error" {
-				pairs[id] = stream
+			if pairs[id] == nil {
+				pairs[id] = make(map[string]streams.Stream)
+			}
+			pairs[id][stream.Headers().Get("streamType")] = stream
+			if len(pairs[id]) < 2 {
 				continue
 			}
 			port, _ := strconv.Atoi(stream.Headers().Get("port"))
 			c.mu.Lock()
 			c.forwards = append(c.forwards, fmt.Sprintf("%s/%s:%d by %s", namespace, pod, port, protocol))
 			c.mu.Unlock()
-			go c.pipe(namespace, pod, port, stream, pairs[id])
+			go c.pipe(namespace, pod, port, pairs[id]["data"], pairs[id]["error"])
 		case <-carrier.CloseChan():
 			return
 		}
