@@ -16,9 +16,8 @@ import (
 	"github.com/gorilla/websocket"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/apimachinery/pkg/util/portforward"
-	spdytransport "k8s.io/client-go/transport/spdy"
+	"k8s.io/client-go/rest"
 	sockettransport "k8s.io/client-go/transport/websocket"
 	streams "k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
@@ -112,11 +111,22 @@ func (c *Cluster) overSocket(ctx context.Context, place *url.URL) (streams.Conne
 	}
 	through := &tunnel{Conn: socket}
 	carrier, err := spdy.NewClientConnectionWithPings(through, pingEvery)
-	return carrier, func() { _ = carrier.Close(); _ = through.Close() }, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return carrier, func() { _ = carrier.Close(); _ = through.Close() }, nil
 }
 
 func (c *Cluster) overSPDY(ctx context.Context, place *url.URL) (streams.Connection, func(), error) {
-	transport, upgrader, err := spdytransport.RoundTripperFor(c.config)
+	config, err := rest.TLSConfigFor(c.config)
+	if err != nil {
+		return nil, nil, err
+	}
+	upgrade, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{TLS: config, Proxier: c.config.Proxy, PingPeriod: pingEvery})
+	if err != nil {
+		return nil, nil, err
+	}
+	transport, err := rest.HTTPWrappersForConfig(c.config, upgrade)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -124,7 +134,7 @@ func (c *Cluster) overSPDY(ctx context.Context, place *url.URL) (streams.Connect
 	if err != nil {
 		return nil, nil, err
 	}
-	request.Header.Set(httpstream.HeaderProtocolVersion, portforward.PortForwardV1Name)
+	request.Header.Set(streams.HeaderProtocolVersion, portforward.PortForwardV1Name)
 	answer, err := transport.RoundTrip(request)
 	if err != nil {
 		return nil, nil, err
@@ -134,22 +144,12 @@ func (c *Cluster) overSPDY(ctx context.Context, place *url.URL) (streams.Connect
 		text, _ := io.ReadAll(io.LimitReader(answer.Body, maxRefusal)) // the status says enough
 		return nil, nil, apierrors.NewGenericServerResponse(answer.StatusCode, "create", schema.GroupResource{Resource: portForward}, "", string(text), 0, true)
 	}
-	upgraded, err := upgrader.NewConnection(answer)
+	carrier, err := upgrade.NewConnection(answer)
 	if err != nil {
 		return nil, nil, err
 	}
-	carrier := spdyCarrier{upgraded}
 	return carrier, func() { _ = carrier.Close() }, nil
 }
-
-// spdyCarrier is what client-go makes, as the tunnel's kind of it.
-type spdyCarrier struct{ httpstream.Connection }
-
-func (s spdyCarrier) CreateStream(headers http.Header) (streams.Stream, error) {
-	return s.Connection.CreateStream(headers)
-}
-
-func (s spdyCarrier) RemoveStreams(...streams.Stream) {}
 
 // open asks for the port: one stream for errors, one for data.
 func open(carrier streams.Connection, end func(), port int) (*forwarded, error) {

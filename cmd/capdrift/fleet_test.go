@@ -64,19 +64,19 @@ func (c *cluster) args(args ...string) []string {
 	return append([]string{"kubectl", "--kubeconfig", c.kubeconfig}, args...)
 }
 
-// onNode is shop's node under another name, with containers and findings of its own.
-func onNode(node, letter string) *drift.Report {
+// another is a node like shop's, with containers and findings of its own.
+func another() *drift.Report {
 	r := shop()
-	r.Node.Name = node
+	r.Node.Name = "another"
 	ids := make(map[string]string)
 	for i := range r.Containers {
 		c := &r.Containers[i]
-		ids[c.ID] = letter + c.ID[1:]
+		ids[c.ID] = "e" + c.ID[1:]
 		c.ID = ids[c.ID]
 	}
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		f.ID = letter + f.ID[1:]
+		f.ID = "e" + f.ID[1:]
 		if f.ContainerID != "" {
 			f.ContainerID = ids[f.ContainerID]
 		}
@@ -102,7 +102,7 @@ func (c *cluster) podsOfShop(node string) {
 // fleetOfThree has two nodes that answer and one without an agent.
 func fleetOfThree(t *testing.T) *cluster {
 	t.Helper()
-	blind := onNode("worker-2", "e")
+	blind := another()
 	blind.Coverage.Complete = false
 	blind.Coverage.Limits = []drift.Limit{{What: "1 process", Why: "permission denied", Blind: true}}
 	blind.Containers = blind.Containers[3:]
@@ -279,7 +279,7 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 // all the same.
 func TestFleetDoesNotWaitForOne(t *testing.T) {
 	leakless(t)
-	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(onNode("worker-2", "e"))})
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
 	listener, err := net.Listen("unix", filepath.Join(socketDir(t), "silent.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +298,7 @@ func TestFleetDoesNotWaitForOne(t *testing.T) {
 // TestFleetAsksInParallel: each agent waits for the other to be asked.
 func TestFleetAsksInParallel(t *testing.T) {
 	leakless(t)
-	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(onNode("worker-2", "e"))})
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
 	both := make(chan struct{}, 2)
 	dial := c.Dial
 	c.Dial = func(namespace, pod string, port int) (net.Conn, error) {
@@ -318,7 +318,7 @@ func TestFleetAsksInParallel(t *testing.T) {
 // was, under another pod; nodes come and go.
 func TestFleetWatch(t *testing.T) {
 	leakless(t)
-	first, second := shop(), onNode("worker-2", "e")
+	first, second := shop(), another()
 	feeds := map[string]*told{"worker-1": newTold(first), "worker-2": newTold(second)}
 	c := newCluster(t, feeds)
 	path := filepath.Join(socketDir(t), "agent.sock")

@@ -165,7 +165,7 @@ func (w *watcher) run(ctx context.Context) error {
 			return err
 		case ctx.Err() != nil:
 			return w.ended(ctx, c.explained(ctx, err))
-		case !w.whole && !(w.stubborn && c.mayPass(err)) || !w.mayGoOn(err):
+		case !w.whole && (!w.stubborn || !c.mayPass(err)) || !w.mayGoOn(err):
 			return c.explained(ctx, err)
 		}
 		if rpcstatus.Code(err) == codes.InvalidArgument { // an agent of another version does not know our place
