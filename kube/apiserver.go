@@ -91,23 +91,9 @@ func NewAPIServer(o APIServerOptions) (*APIServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.GroupVersion = &schema.GroupVersion{Version: "v1"}
-	config.APIPath = "/api"
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
-	config.NegotiatedSerializer = codecs()
-	config.UserAgent = "capdrift"
-	config.WarningHandler = rest.NoWarnings{}
-	config.Timeout = 0 // it would end the watch
-	config.Wrap(func(inner http.RoundTripper) http.RoundTripper { return bounded{inner} })
-	client, err := rest.HTTPClientFor(config)
+	restClient, client, err := connect(config)
 	if err != nil {
-		return nil, unusable(err)
-	}
-	// A redirect would take the credentials elsewhere.
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	restClient, err := rest.RESTClientForConfigAndClient(config, client)
-	if err != nil {
-		return nil, unusable(err)
+		return nil, err
 	}
 	place := restClient.Get().URL()
 	a := &APIServer{

@@ -20,6 +20,7 @@ var arrows = map[string]struct {
 	"proc":            {[]string{"drift", "capdecode"}, "reading /proc knows no runtime"},
 	"cri":             {[]string{"drift", "capdecode"}, "asking a runtime knows no /proc"},
 	"kube":            {[]string{"drift", "capdecode"}, "where pod specs come from knows neither the runtime nor /proc"},
+	"kube/fake":       {[]string{}, "what tests ask is an API server, not our reading of one"},
 	"cri/fake":        {[]string{}, "what tests replay is the wire, not our reading of it"},
 	"journal":         {nil, "it keeps bytes in order and knows nothing of what they mean"},
 	"agent":           {[]string{"drift", "capdecode"}, "the order of things knows neither the CRI nor /proc, only the interfaces it declares"},

@@ -19,7 +19,9 @@ import (
 // auditOptions are the flags of `capdrift audit`.
 type auditOptions struct {
 	sourceOptions
-	manifests    []string // FILE, DIR or -; without any a node is looked at
+	fleet        *fleetOptions // whose agents look; nil for the one node of sourceOptions
+	namespace    string        // of the containers that are judged; of a fleet's only
+	manifests    []string      // FILE, DIR or -; without any a node is looked at
 	packs        packOptions
 	exceptions   string
 	showExcepted bool
@@ -41,8 +43,8 @@ func auditOutputs() []string {
 	return append([]string{"table"}, slices.Sorted(maps.Keys(auditFormats))...)
 }
 
-func auditCommand() *cobra.Command {
-	var o auditOptions
+func auditCommand(fleet *fleetOptions) *cobra.Command {
+	o := auditOptions{fleet: fleet}
 	cmd := &cobra.Command{
 		Use:   "audit",
 		Short: "Judge this node's containers by hardening rules, on paper and in the kernel",
@@ -73,9 +75,17 @@ fails at or above --fail-on.`,
 			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd) })(cmd, args)
 		},
 	}
-	o.addFlags(cmd)
 	flags := cmd.Flags()
-	flags.StringArrayVar(&o.manifests, "manifests", nil, "judge a file of manifests, a directory of such files, or - for standard input, on paper alone; may be repeated")
+	if fleet == nil {
+		o.addFlags(cmd)
+		flags.StringArrayVar(&o.manifests, "manifests", nil, "judge a file of manifests, a directory of such files, or - for standard input, on paper alone; may be repeated")
+		if err := cmd.MarkFlagFilename("manifests", "yaml", "yml", "json"); err != nil {
+			panic(err) // a flag of this name was just defined
+		}
+	} else {
+		fleet.addFlags(cmd, time.Minute, 10*time.Minute)
+		flags.StringVarP(&o.namespace, "namespace", "n", "", "judge only containers of pods in this namespace")
+	}
 	o.packs.addFlags(cmd, "judge by this pack: one that is built in, or a file (default: all that are built in)")
 	flags.StringVar(&o.exceptions, "exceptions", "", "a file of what was accepted, by whom and until when")
 	flags.BoolVar(&o.showExcepted, "show-excepted", false, "list in the table what exceptions accept; it is always counted, and in the other formats marked")
@@ -85,10 +95,8 @@ fails at or above --fail-on.`,
 	flags.StringVar(&o.output.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
 	flags.BoolVar(&o.output.wide, "wide", false, "list in the table every container that fails a rule, and what fails there")
 	flags.BoolVar(&o.output.noHeaders, "no-headers", false, "leave out the heading lines of tables and of CSV")
-	for flag, ends := range map[string][]string{"manifests": {"yaml", "yml", "json"}, "exceptions": {"yaml", "yml"}} {
-		if err := cmd.MarkFlagFilename(flag, ends...); err != nil {
-			panic(err) // a flag of this name was just defined
-		}
+	if err := cmd.MarkFlagFilename("exceptions", "yaml", "yml"); err != nil {
+		panic(err) // a flag of this name was just defined
 	}
 	complete(cmd, "fail-on", severityNames()...)
 	complete(cmd, "output", auditOutputs()...)
@@ -97,7 +105,7 @@ fails at or above --fail-on.`,
 }
 
 func (o *auditOptions) validate(cmd *cobra.Command) error {
-	if err := o.oneOrOther(cmd); err != nil {
+	if err := o.sourceOptions.validate(cmd, o.fleet); err != nil {
 		return err
 	}
 	if len(o.manifests) > 0 {
@@ -118,10 +126,7 @@ func (o *auditOptions) validate(cmd *cobra.Command) error {
 	if err := (&outputOptions{format: "table", color: o.output.color}).validate(); err != nil {
 		return err
 	}
-	if err := o.matching.validate(); err != nil {
-		return err
-	}
-	return o.lookOptions.validate()
+	return o.matching.validate()
 }
 
 // audit is a report that was held against a policy.
@@ -133,6 +138,9 @@ type audit struct {
 	// where a node was looked at.
 	places map[string]manifestPlace
 	unread error // manifests, beside which the others were judged
+	// nodes are the reports of a fleet, of which report has all containers; nil
+	// where one node was looked at, or none.
+	nodes []drift.Report
 }
 
 // manifestPlace is where a manifest was read.
@@ -164,6 +172,9 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	rules, err := o.policy()
 	if err != nil {
 		return printableError(err)
+	}
+	if o.fleet != nil {
+		return o.overFleet(cmd, rules)
 	}
 	a := audit{rules: rules}
 	if len(o.manifests) > 0 {
@@ -226,11 +237,12 @@ func (o *auditOptions) policy() (*policy.Policy, error) {
 // told of the whole report: one is not unused because its containers are not shown.
 func (o *auditOptions) judge(a *audit, now time.Time) (unjudged string, err error) {
 	whole := a.report
-	kept, unjudged, err := o.matching.apply(whole, func(drift.Container) bool { return true })
+	kept, unjudged, err := o.matching.apply(whole, o.asks)
 	if err != nil {
 		return "", err
 	}
-	if o.matching.compiled == nil {
+	kept.Containers = slices.DeleteFunc(slices.Clone(kept.Containers), func(c drift.Container) bool { return !o.asks(c) })
+	if o.matching.compiled == nil && o.namespace == "" {
 		a.Judgement = a.rules.Judge(whole, now)
 		return "", nil
 	}
@@ -239,11 +251,15 @@ func (o *auditOptions) judge(a *audit, now time.Time) (unjudged string, err erro
 		shown[c.ID] = true
 	}
 	a.report.Containers = slices.DeleteFunc(slices.Clone(whole.Containers), func(c drift.Container) bool { return !shown[c.ID] })
-	a.report.Findings = kept.Findings
+	a.report.Findings = slices.DeleteFunc(slices.Clone(kept.Findings), func(f drift.Finding) bool { return o.namespace != "" && f.ContainerID != "" && !shown[f.ContainerID] })
 	exceptions := a.rules.Judge(whole, now).Exceptions
 	a.Judgement = a.rules.Judge(a.report, now)
 	a.Exceptions = exceptions
 	return unjudged, nil
+}
+
+func (o *auditOptions) asks(c drift.Container) bool {
+	return o.namespace == "" || c.Pod != nil && c.Pod.Namespace == o.namespace
 }
 
 // gate is --fail-on. It opens only where everything was judged.

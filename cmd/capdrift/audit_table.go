@@ -23,8 +23,8 @@ type auditTable struct {
 func (t auditTable) write(w io.Writer, a audit) error {
 	var out strings.Builder
 	if !t.noHeaders {
-		if !a.onPaper() {
-			fmt.Fprintln(&out, heading(a.report))
+		for _, report := range a.looks() {
+			fmt.Fprintln(&out, heading(report))
 		}
 		names := make([]string, 0, len(a.rules.Packs()))
 		for _, pack := range a.rules.Packs() {
@@ -57,7 +57,7 @@ func (t auditTable) write(w io.Writer, a audit) error {
 	if len(disagreeing)+len(failing) == 0 {
 		fmt.Fprintln(&out, "\nNothing fails.")
 	} else {
-		fmt.Fprintln(&out, "capdrift policy show RULE says why, and what to do.")
+		fmt.Fprintf(&out, "%s policy show RULE says why, and what to do.\n", a.program())
 	}
 	t.section(&out, "Controls:", len(a.Controls), func() string { return t.controls(a) })
 	if t.showExcepted {
@@ -69,11 +69,34 @@ func (t auditTable) write(w io.Writer, a audit) error {
 	unknown(&out, a)
 	if a.onPaper() {
 		fmt.Fprintln(&out, "Judged on paper alone: no node was looked at, and what the kernel will hold is unknown.")
-	} else {
-		t.coverage(&out, a.report.Coverage)
+	}
+	for _, report := range a.looks() {
+		if a.nodes != nil {
+			fmt.Fprintf(&out, "%s: ", printable(report.Node.Name))
+		}
+		t.coverage(&out, report.Coverage)
 	}
 	_, err := io.WriteString(w, out.String())
 	return err
+}
+
+// program is how this program was called.
+func (a audit) program() string {
+	if a.nodes != nil {
+		return pluginName
+	}
+	return "capdrift"
+}
+
+// looks are the reports of the nodes that were looked at.
+func (a audit) looks() []drift.Report {
+	switch {
+	case a.nodes != nil:
+		return a.nodes
+	case a.onPaper():
+		return nil
+	}
+	return []drift.Report{a.report}
 }
 
 func (a audit) containers() (n int) {
@@ -117,13 +140,20 @@ func (t auditTable) each(a audit, results []policy.Result) string {
 		}
 		rules[one] = append(rules[one], r.Rule.ID)
 	}
-	writer := t.newWriter(pretty.Row{"severity", "rule", "container", "paper", "kernel", "because"})
+	nodes := a.nodesOf()
+	named := func(node string, row pretty.Row) pretty.Row {
+		if a.nodes == nil {
+			return row
+		}
+		return append(pretty.Row{node}, row...)
+	}
+	writer := t.newWriter(named("node", pretty.Row{"severity", "rule", "container", "paper", "kernel", "because"}))
 	for _, one := range order {
 		ids := rules[one]
 		if t.wide { // its rows stand in the order of its rules
 			ids, rules[one] = ids[:1], ids[1:]
 		}
-		writer.AppendRow(pretty.Row{t.severity(one.severity), t.rules(ids), a.called(one.container), one.declared, one.actual, printable(one.text)})
+		writer.AppendRow(named(printable(nodes[one.container.ID]), pretty.Row{t.severity(one.severity), t.rules(ids), a.called(one.container), one.declared, one.actual, printable(one.text)}))
 	}
 	return trimLines(writer.Render())
 }
@@ -322,7 +352,7 @@ func driftBeside(out *strings.Builder, a audit) {
 		}
 	}
 	if parts != nil {
-		fmt.Fprintf(out, "Drift: %s; capdrift scan explains it.\n", strings.Join(parts, ", "))
+		fmt.Fprintf(out, "Drift: %s; %s scan explains it.\n", strings.Join(parts, ", "), a.program())
 	}
 }
 

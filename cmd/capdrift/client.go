@@ -30,6 +30,7 @@ import (
 	rpcstatus "google.golang.org/grpc/status"
 
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/kube"
 )
 
 // agentSocket is where an agent listens unless it is told otherwise.
@@ -45,6 +46,8 @@ type clientOptions struct {
 	plaintext  bool
 	wait       bool
 	timeout    time.Duration
+
+	forward *forwarding // by which an agent in a cluster is reached; nil where agent says how
 }
 
 // clientFlags are their names, but for --agent itself.
@@ -70,6 +73,14 @@ func (o *clientOptions) addFlags(cmd *cobra.Command, agent string, timeout time.
 		}
 	}
 	complete(cmd, "agent", agentSocket)
+}
+
+// program is how this program was called, for what it says of itself.
+func (o *clientOptions) program() string {
+	if o.forward != nil {
+		return pluginName
+	}
+	return "capdrift"
 }
 
 func (o *clientOptions) validate() error {
@@ -128,19 +139,26 @@ func (o *clientOptions) address() (network, address string, err error) {
 // within bounds a command's time by --timeout. It is no deadline, which gRPC would
 // tell the agent: that could then end the call before we do, and seem to have failed.
 func (o *clientOptions) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return within(ctx, timeoutError{o.timeout, "--timeout"})
+}
+
+func within(ctx context.Context, limit timeoutError) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	if o.timeout == 0 {
+	if limit.after == 0 {
 		return ctx, func() { cancel(nil) }
 	}
-	timer := time.AfterFunc(o.timeout, func() { cancel(timeoutError(o.timeout)) })
+	timer := time.AfterFunc(limit.after, func() { cancel(limit) })
 	return ctx, func() { timer.Stop(); cancel(nil) }
 }
 
-// timeoutError is the end of --timeout.
-type timeoutError time.Duration
+// timeoutError is the end of the time that a flag gives.
+type timeoutError struct {
+	after time.Duration
+	flag  string
+}
 
 func (e timeoutError) Error() string {
-	return fmt.Sprintf("the agent has not answered within %s; give it more time with --timeout", time.Duration(e))
+	return fmt.Sprintf("the agent has not answered within %s; give it more time with %s", e.after, e.flag)
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -156,39 +174,51 @@ type client struct {
 func (c *client) close() { _ = c.conn.Close() } // nothing is written that could be lost
 
 // dial makes a client. It reads the certificates, and connects to nobody yet.
-func (o *clientOptions) dial() (*client, error) {
-	network, address, err := o.address()
-	if err != nil {
-		return nil, usageError{err}
-	}
+func (o *clientOptions) dial() (_ *client, err error) {
 	c := &client{options: o, trouble: &trouble{}}
-	dialer := &net.Dialer{}
-	options := []grpc.DialOption{
-		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
-			c.trouble.note(connecting, err)
-			return conn, err
-		}),
-	}
-	if network == "unix" || o.plaintext {
-		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
-		if o.plaintext {
-			dialer.Control = loopbackOnly
-		}
-	} else {
-		config, err := o.tls(address)
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, grpc.WithTransportCredentials(noting{credentials.NewTLS(config), c.trouble}))
+	reach, secured, err := o.way(c.trouble)
+	if err != nil {
+		return nil, err
 	}
 	// The dialer knows where the agent is: no resolver is asked, of DNS or otherwise.
-	if c.conn, err = grpc.NewClient("passthrough:///agent", options...); err != nil {
+	c.conn, err = grpc.NewClient("passthrough:///agent", append(secured,
+		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := reach(ctx)
+			c.trouble.note(connecting, err)
+			return conn, err
+		}))...)
+	if err != nil {
 		return nil, err
 	}
 	c.AgentServiceClient = v1.NewAgentServiceClient(c.conn)
 	return c, nil
+}
+
+// way is how the agent is reached, and how the connection is secured.
+func (o *clientOptions) way(trouble *trouble) (reach func(context.Context) (net.Conn, error), secured []grpc.DialOption, err error) {
+	plain := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost")}
+	if o.forward != nil { // within the API server's TLS
+		return func(ctx context.Context) (net.Conn, error) { return o.forward.dial(ctx, trouble) }, plain, nil
+	}
+	network, address, err := o.address()
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	dialer := &net.Dialer{}
+	reach = func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, network, address) }
+	switch {
+	case network == "unix":
+		return reach, plain, nil
+	case o.plaintext:
+		dialer.Control = loopbackOnly
+		return reach, plain, nil
+	}
+	config, err := o.tls(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	return reach, []grpc.DialOption{grpc.WithTransportCredentials(noting{credentials.NewTLS(config), trouble})}, nil
 }
 
 func loopbackOnly(_, address string, _ syscall.RawConn) error {
@@ -327,7 +357,7 @@ func (o *clientOptions) open(ctx context.Context) (*client, error) {
 		if wait(ctx, pause.next()) == nil {
 			continue
 		}
-		if late := (timeoutError(0)); answered && errors.As(context.Cause(ctx), &late) {
+		if late := (timeoutError{}); answered && errors.As(context.Cause(ctx), &late) {
 			return nil, fmt.Errorf("the agent at %s has not looked at its node within --timeout=%s; its own log says why", printable(o.agent), o.timeout)
 		}
 		return nil, c.explained(ctx, cmp.Or(err, ctx.Err()))
@@ -350,6 +380,10 @@ func (c *client) mayPass(err error) bool {
 		return false
 	}
 	step, cause := c.trouble.last()
+	if c.options.forward != nil {
+		var forbidden *kube.ForbiddenError
+		return !errors.As(cause, &forbidden)
+	}
 	return cause == nil || step == connecting && !errors.Is(cause, fs.ErrPermission)
 }
 
@@ -377,7 +411,7 @@ func (c *client) explained(ctx context.Context, err error) error {
 	message := said(answer.Message())
 	switch answer.Code() {
 	case codes.Unavailable:
-		if c.options.wait {
+		if c.options.wait || c.options.forward != nil {
 			return fmt.Errorf("the agent cannot answer now: %s", message)
 		}
 		return fmt.Errorf("the agent cannot answer now: %s; to wait for it, add --wait", message)
@@ -391,7 +425,7 @@ func (c *client) explained(ctx context.Context, err error) error {
 		}
 		return fmt.Errorf("the agent does not understand the question: %s", message)
 	case codes.Unimplemented:
-		return fmt.Errorf("the agent cannot do this (perhaps it is of another version; capdrift get node tells): %s", message)
+		return fmt.Errorf("the agent cannot do this (perhaps it is of another version; %s get node tells): %s", c.options.program(), message)
 	case codes.PermissionDenied, codes.Unauthenticated:
 		return fmt.Errorf("the agent refuses to answer us: %s", message)
 	}
@@ -400,6 +434,9 @@ func (c *client) explained(ctx context.Context, err error) error {
 
 // unconnected says why there is no connection.
 func (c *client) unconnected(at step, cause error) error {
+	if c.options.forward != nil {
+		return c.options.forward.unconnected(at, cause)
+	}
 	network, address, _ := c.options.address()
 	address = printable(address)
 	var unknown x509.UnknownAuthorityError

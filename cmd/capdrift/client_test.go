@@ -197,10 +197,10 @@ func socketDir(tb testing.TB) string {
 }
 
 // leakless fails the test when it leaves goroutines behind. Call it first.
-func leakless(t *testing.T) {
+func leakless(t *testing.T, but ...goleak.Option) {
 	t.Helper()
-	already := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, already) })
+	but = append(but, goleak.IgnoreCurrent())
+	t.Cleanup(func() { goleak.VerifyNone(t, but...) })
 }
 
 func until(t *testing.T, what string, holds func() bool) {

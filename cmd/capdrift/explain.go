@@ -165,12 +165,16 @@ func (o *explainOptions) find(report drift.Report, target string) (drift.Contain
 		}
 		return drift.Container{}, nil, fmt.Errorf("%d containers are called %s: %s; name one by NAMESPACE/POD/CONTAINER or by its id", len(found), printable(target), strings.Join(names, ", "))
 	}
-	c := found[0]
+	return found[0], firstOf(found[0]), nil
+}
+
+// firstOf is the container's first process, nil when it was not seen.
+func firstOf(c drift.Container) *drift.Process {
 	at := slices.IndexFunc(c.Processes, func(p drift.Process) bool { return p.PID == c.InitPID })
 	if at < 0 {
-		return c, nil, nil
+		return nil
 	}
-	return c, &c.Processes[at], nil
+	return &c.Processes[at]
 }
 
 func isNamed(c drift.Container, target string) bool {
@@ -201,7 +205,13 @@ func explained(report drift.Report, c drift.Container, p *drift.Process, asked c
 
 // arrive reads how the process came to be where it is. A process that has ended
 // since is explained by what was seen of it.
+//
+// Without a host it is not to be read from here.
 func (p *page) arrive(c drift.Container, process drift.Process, host *proc.FS) {
+	if host == nil {
+		p.Arrival = append(p.Arrival, fmt.Sprintf("How it came to be here is told on its node only: capdrift explain %d.", process.PID))
+		return
+	}
 	members := make(map[int]bool, len(c.Processes))
 	for _, member := range c.Processes {
 		members[member.PID] = true

@@ -21,6 +21,7 @@ import (
 // getOptions are the flags of `capdrift get`.
 type getOptions struct {
 	client clientOptions
+	fleet  *fleetOptions // whose agents are asked; nil for the one of client
 
 	format    string
 	color     string
@@ -43,8 +44,8 @@ func resourceNames() []string { return []string{"node", "containers", "findings"
 
 func getFormats() []string { return []string{"table", "wide", "json", "jsonl", "yaml", "name"} }
 
-func getCommand() *cobra.Command {
-	var o getOptions
+func getCommand(fleet *fleetOptions) *cobra.Command {
+	o := getOptions{fleet: fleet}
 	cmd := &cobra.Command{
 		Use:   "get node|containers|findings [NAME]",
 		Short: "Ask the agent what it knows: the node, its containers, the open findings",
@@ -83,7 +84,11 @@ Exit status: 0 done, 1 could not do it, 2 wrong usage (a wrong filter too).`,
 			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd, resource, name) })(cmd, args)
 		},
 	}
-	o.client.addFlags(cmd, agentSocket, 30*time.Second)
+	if fleet == nil {
+		o.client.addFlags(cmd, agentSocket, 30*time.Second)
+	} else {
+		fleet.addFlags(cmd, 15*time.Second, 2*time.Minute)
+	}
 	flags := cmd.Flags()
 	flags.StringVarP(&o.format, "output", "o", "table", "output format: "+strings.Join(getFormats(), ", "))
 	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
@@ -100,7 +105,7 @@ Exit status: 0 done, 1 could not do it, 2 wrong usage (a wrong filter too).`,
 }
 
 func (o *getOptions) validate(args []string) (resource, name string, err error) {
-	if err := o.client.validate(); err != nil {
+	if err := whom(&o.client, o.fleet).validate(); err != nil {
 		return "", "", err
 	}
 	word := args[0]
@@ -120,7 +125,7 @@ func (o *getOptions) validate(args []string) (resource, name string, err error) 
 		return "", "", fmt.Errorf("the name of the %s is empty", resource)
 	case !slices.Contains(getFormats(), o.format):
 		return "", "", fmt.Errorf("--output=%s: want one of %s", printable(o.format), strings.Join(getFormats(), ", "))
-	case resource == "node" && name != "":
+	case resource == "node" && name != "" && o.fleet == nil:
 		return "", "", errors.New("an agent knows one node only: want no name after it")
 	case one && o.filter != "" || one && o.sortBy != "":
 		return "", "", errors.New("--filter and --sort-by are of lists, not of one thing that is named")
@@ -140,11 +145,22 @@ func (o *getOptions) validate(args []string) (resource, name string, err error) 
 
 func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 	if o.watch {
-		w := watchOptions{client: o.client, format: o.format, color: o.color, filter: o.filter, namespace: o.namespace, noHeaders: o.noHeaders, excepted: o.excepted}
+		w := watchOptions{client: o.client, fleet: o.fleet, discover: discoverEvery, format: o.format, color: o.color, filter: o.filter, namespace: o.namespace, noHeaders: o.noHeaders, excepted: o.excepted}
 		if !cmd.Flags().Changed("timeout") {
 			w.client.timeout = 0
+			if o.fleet != nil {
+				o.fleet.timeout = 0
+			}
 		}
 		return w.run(cmd, resource)
+	}
+	colors := outputOptions{color: o.color}
+	out := getWriter{
+		Writer: cmd.OutOrStdout(), format: o.format, now: time.Now(), nodes: o.fleet != nil,
+		table: table{colored: colors.colored(cmd.OutOrStdout()), wide: o.format == "wide", noHeaders: o.noHeaders},
+	}
+	if o.fleet != nil {
+		return o.overFleet(cmd, out, resource, name)
 	}
 	ctx, cancel := o.client.within(cmd.Context())
 	defer cancel()
@@ -153,11 +169,6 @@ func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 		return err
 	}
 	defer c.close()
-	colors := outputOptions{color: o.color}
-	out := getWriter{
-		Writer: cmd.OutOrStdout(), format: o.format, now: time.Now(),
-		table: table{colored: colors.colored(cmd.OutOrStdout()), wide: o.format == "wide", noHeaders: o.noHeaders},
-	}
 	question := question{client: c, filter: o.filter, namespace: o.namespace, view: viewFor(o.format)}
 	node, err := c.GetNode(ctx, &v1.GetNodeRequest{})
 	if err != nil {
@@ -170,7 +181,7 @@ func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 	} else if err := o.list(ctx, question, out, cmd.ErrOrStderr(), resource, name); err != nil {
 		return err
 	}
-	for _, blind := range blindness(node) {
+	for _, blind := range blindness(node, "capdrift get node") {
 		if resource != "node" {
 			fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", blind)
 		}
@@ -187,14 +198,14 @@ func viewFor(format string) v1.ContainerView {
 }
 
 // blindness is what the agent does not see, a line each.
-func blindness(node *v1.GetNodeResponse) (lines []string) {
+func blindness(node *v1.GetNodeResponse, command string) (lines []string) {
 	for _, component := range node.Components {
 		if !component.Ok {
 			lines = append(lines, fmt.Sprintf("the agent's %s is not well: %s", printable(component.Name), said(component.Why)))
 		}
 	}
 	if node.Look != nil && !node.Look.Coverage.GetComplete() {
-		lines = append(lines, "the agent does not see all of its node; capdrift get node says what is missing")
+		lines = append(lines, fmt.Sprintf("the agent does not see all of its node; %s says what is missing", command))
 	}
 	return lines
 }
@@ -234,11 +245,7 @@ func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs i
 	if err != nil {
 		return err
 	}
-	by := o.sortBy
-	if by == "" {
-		by = map[string]string{"container": "pod", "finding": "severity"}[resource]
-	}
-	slices.SortStableFunc(items, orders[by].compare)
+	o.sort(resource, items)
 	if len(items) == 0 && (o.format == "table" || o.format == "wide") {
 		fmt.Fprintf(errs, "No %ss found.\n", resource)
 	} else if err := out.list(resource, items, accepted, position); err != nil {
@@ -249,8 +256,17 @@ func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs i
 	return nil
 }
 
+func (o *getOptions) sort(resource string, items []subject) {
+	by := o.sortBy
+	if by == "" {
+		by = map[string]string{"container": "pod", "finding": "severity"}[resource]
+	}
+	slices.SortStableFunc(items, orders[by].compare)
+}
+
 // subject is one container or one finding of an agent.
 type subject struct {
+	node      string           // the agent's, where several are asked
 	container *drift.Container // this one
 	finding   *drift.Finding   // or that one
 	processes int              // of the container; its own list may have been left out
@@ -460,7 +476,7 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 	}
 	switch {
 	case len(found) == 0:
-		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)
+		return subject{}, noSuchError{fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)}
 	case len(found) > 1:
 		var names []string
 		for _, item := range found[:min(len(found), 8)] {
@@ -474,6 +490,9 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 }
 
 var errFound = errors.New("found")
+
+// noSuchError is a name that means nothing.
+type noSuchError struct{ error }
 
 // whole gets one container with its processes.
 func (q question) whole(ctx context.Context, id string) (subject, error) {

@@ -29,6 +29,7 @@ type getWriter struct {
 	format string
 	table  table
 	now    time.Time
+	nodes  bool // what is listed is of several: the table says of which
 }
 
 // itemLine is one container or finding as a line of JSON, like those of scan.
@@ -109,16 +110,24 @@ func (w getWriter) list(resource string, items []subject, accepted int, position
 	if len(items) == 0 {
 		return nil
 	}
-	writer := w.table.newWriter(w.header(resource))
+	writer := w.table.newWriter(w.row("node", w.header(resource)))
 	for _, item := range items {
 		if item.container != nil {
-			writer.AppendRow(w.container(item))
+			writer.AppendRow(w.row(printable(item.node), w.container(item)))
 		} else {
-			writer.AppendRow(w.finding(*item.finding))
+			writer.AppendRow(w.row(printable(item.node), w.finding(*item.finding)))
 		}
 	}
 	_, err := fmt.Fprintln(w, trimLines(writer.Render()))
 	return err
+}
+
+// row begins with the node where there are several.
+func (w getWriter) row(node string, row pretty.Row) pretty.Row {
+	if !w.nodes {
+		return row
+	}
+	return append(pretty.Row{node}, row...)
 }
 
 func listOf(resource string, items []subject, accepted int, position *v1.Position) itemList {
@@ -328,8 +337,21 @@ func (w getWriter) node(m *v1.GetNodeResponse) error {
 		return err
 	}
 	var out strings.Builder
-	header := pretty.Row{"name", "runtime", "kernel", "agent", "up", "looked", "containers"}
-	row := pretty.Row{printable(node.name()), "?", "?", orNone(node.Agent.Version), w.since(orZero(node.Agent.StartedAt)), "not yet", "?"}
+	header, row := w.nodeRow(node)
+	writer := w.table.newWriter(header)
+	writer.AppendRow(row)
+	fmt.Fprintln(&out, trimLines(writer.Render()))
+	if !w.table.noHeaders {
+		w.health(&out, node)
+	}
+	_, err = io.WriteString(w, out.String())
+	return err
+}
+
+// nodeRow is the node in a table, and the table's heading.
+func (w getWriter) nodeRow(node agentNode) (header, row pretty.Row) {
+	header = pretty.Row{"name", "runtime", "kernel", "agent", "up", "looked", "containers"}
+	row = pretty.Row{printable(node.name()), "?", "?", orNone(node.Agent.Version), w.since(orZero(node.Agent.StartedAt)), "not yet", "?"}
 	if node.Node != nil {
 		row[1], row[2] = "none answered", orNone(node.Node.Kernel)
 		row[5], row[6] = w.since(*node.TakenAt)+" ago", node.Coverage.Containers.Running
@@ -352,14 +374,7 @@ func (w getWriter) node(m *v1.GetNodeResponse) error {
 			row[len(row)-1] = orNone(node.Runtime.Endpoint)
 		}
 	}
-	writer := w.table.newWriter(header)
-	writer.AppendRow(row)
-	fmt.Fprintln(&out, trimLines(writer.Render()))
-	if !w.table.noHeaders {
-		w.health(&out, node)
-	}
-	_, err = io.WriteString(w, out.String())
-	return err
+	return header, row
 }
 
 func (n agentNode) name() string {

@@ -50,7 +50,9 @@ type (
 	}
 )
 
-func writeJUnit(w io.Writer, a audit) error {
+func writeJUnit(w io.Writer, a audit) error { return a.junit().write(w) }
+
+func (a audit) junit() junitSuites {
 	suites := junitSuites{Name: "capdrift audit"}
 	for _, rule := range a.rules.Rules() {
 		suite := a.suite(rule.ID + ": " + rule.Title)
@@ -77,12 +79,16 @@ func writeJUnit(w io.Writer, a audit) error {
 	if unseen.Tests > 0 {
 		suites.add(unseen)
 	}
+	return suites
+}
+
+func (s junitSuites) write(w io.Writer) error {
 	if _, err := io.WriteString(w, xml.Header); err != nil {
 		return err
 	}
 	encoder := xml.NewEncoder(w)
 	encoder.Indent("", "  ")
-	if err := encoder.Encode(suites); err != nil {
+	if err := encoder.Encode(s); err != nil {
 		return err
 	}
 	_, err := io.WriteString(w, "\n")

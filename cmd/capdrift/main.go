@@ -25,32 +25,42 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	status := run(ctx, arguments(os.Args), os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)
 }
 
 // run is the whole program but for the process around it.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := rootCommand
+	if len(args) > 0 && args[0] == "kubectl" {
+		root, args = kubectlRoot, args[1:]
+	}
+	return execute(ctx, root(), args, stdout, stderr)
+}
+
+// rootCommand is the program as it is called on a node.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "capdrift",
 		Short: "Compare the Linux capabilities that containers hold with what was declared for them",
 		Long: "Capdrift lists a node's containers through the CRI socket, reads the capability sets of every\n" +
 			"process from /proc, and says where they are not what was declared.",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return cmd.Help()
-		},
 	}
+	root.AddCommand(scanCommand(nil), auditCommand(nil), agentCommand(), getCommand(nil), watchCommand(nil), explainCommand(), predictCommand(), decodeCommand(), policyCommand(), kubectlCommand(), versionCommand())
+	return root
+}
+
+func execute(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	root.SilenceUsage, root.SilenceErrors = true, true
+	root.Args = cobra.NoArgs
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(scanCommand(), auditCommand(), agentCommand(), getCommand(), watchCommand(), explainCommand(), predictCommand(), decodeCommand(), policyCommand(), versionCommand())
 
 	err := root.ExecuteContext(ctx)
 	var found findingsError

@@ -95,7 +95,10 @@ type (
 	}
 )
 
-const sarifSchema = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+const (
+	sarifSchema  = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+	sarifVersion = "2.1.0"
+)
 
 // levels are SARIF's; scores are the "security-severity" by which GitHub sorts.
 var (
@@ -138,7 +141,7 @@ func (a audit) sarif() sarifLog {
 		run.Results = append(run.Results, a.sarifOfFinding(f, at))
 	}
 	run.Tool.Driver = driver
-	return sarifLog{sarifSchema, "2.1.0", []sarifRun{run}}
+	return sarifLog{sarifSchema, sarifVersion, []sarifRun{run}}
 }
 
 func sarifOfRule(rule *policy.Rule) sarifRule {

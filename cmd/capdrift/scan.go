@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +15,7 @@ import (
 // scanOptions are the flags of `capdrift scan`.
 type scanOptions struct {
 	sourceOptions
+	fleet *fleetOptions // whose agents look; nil for the one node of sourceOptions
 
 	failOn    string
 	namespace string
@@ -25,8 +27,8 @@ type scanOptions struct {
 	output outputOptions
 }
 
-func scanCommand() *cobra.Command {
-	var o scanOptions
+func scanCommand(fleet *fleetOptions) *cobra.Command {
+	o := scanOptions{fleet: fleet}
 	cmd := &cobra.Command{
 		Use:   "scan",
 		Short: "Look at this node once: what its containers hold, beside what was declared",
@@ -53,16 +55,17 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
   capdrift scan --agent unix:///run/capdrift/agent.sock`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.oneOrOther(cmd, showExcepted); err != nil {
-				return usageError{err}
-			}
-			if err := o.validate(); err != nil {
+			if err := o.validate(cmd); err != nil {
 				return usageError{err}
 			}
 			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd) })(cmd, args)
 		},
 	}
-	o.addFlags(cmd)
+	if fleet == nil {
+		o.addFlags(cmd)
+	} else {
+		fleet.addFlags(cmd, time.Minute, 10*time.Minute)
+	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when a finding is at or above this severity: critical, high, medium, low, info")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "show only containers of pods in this namespace")
@@ -91,8 +94,8 @@ func severityNames() []string {
 	return names
 }
 
-func (o *scanOptions) validate() error {
-	if err := o.lookOptions.validate(); err != nil {
+func (o *scanOptions) validate(cmd *cobra.Command) error {
+	if err := o.sourceOptions.validate(cmd, o.fleet, showExcepted); err != nil {
 		return err
 	}
 	if o.failOn != "" && !slices.Contains(severityNames(), o.failOn) {
@@ -109,26 +112,23 @@ func (o *scanOptions) validate() error {
 
 // run scans, prints, and turns what was found into the exit status.
 func (o *scanOptions) run(cmd *cobra.Command) error {
+	if o.fleet != nil {
+		return o.overFleet(cmd)
+	}
 	report, err := o.report(cmd.Context())
 	if err != nil {
 		return err
 	}
-	matching, unjudged, err := o.matching.apply(report, func(c drift.Container) bool { _, ok := o.keep(c); return ok })
+	shown, err := o.choose(report)
 	if err != nil {
 		return err
 	}
-	shown := o.filter(matching)
-	rest := unaccepted(shown.Findings)
-	worst, accepted := worstFinding(rest), len(shown.Findings)-len(rest)
-	if !o.excepted.show {
-		shown.Findings = rest
-	}
-	if err := o.output.write(cmd.OutOrStdout(), shown, o.container != "" || o.pid != 0); err != nil {
+	if err := o.output.write(cmd.OutOrStdout(), shown.Report, o.container != "" || o.pid != 0); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
-	o.excepted.count(cmd.ErrOrStderr(), accepted)
-	if unjudged != "" {
-		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", unjudged)
+	o.excepted.count(cmd.ErrOrStderr(), shown.accepted)
+	if shown.unjudged != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", shown.unjudged)
 	}
 	if o.failOn != "" && !report.Coverage.Complete {
 		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning: the coverage is incomplete, so --fail-on judged only what was seen (the coverage says what was not)")
@@ -136,13 +136,34 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	switch {
 	case report.Runtime == nil:
 		return errors.New("no container runtime answered, so nothing could be compared with its declaration (the coverage says why)")
-	case o.failOn != "" && worst >= severityOf(o.failOn):
-		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", worst, o.failOn)}
-	case o.filtering() && !slices.ContainsFunc(report.Containers, func(c drift.Container) bool { _, ok := o.keep(c); return ok }):
+	case o.failOn != "" && shown.worst >= severityOf(o.failOn):
+		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", shown.worst, o.failOn)}
+	case o.filtering() && !slices.ContainsFunc(report.Containers, o.asks):
 		return fmt.Errorf("no running container matches %s", o.filterText())
 	}
 	return nil
 }
+
+// chosen is what of a report is asked for.
+type chosen struct {
+	drift.Report
+	worst    drift.Severity // of the findings that no exception accepts
+	accepted int            // findings, by exceptions
+	unjudged string         // what the filter could not be told of
+}
+
+func (o *scanOptions) choose(report drift.Report) (chosen, error) {
+	matching, unjudged, err := o.matching.apply(report, o.asks)
+	shown := chosen{Report: o.filter(matching), unjudged: unjudged}
+	rest := unaccepted(shown.Findings)
+	shown.worst, shown.accepted = worstFinding(rest), len(shown.Findings)-len(rest)
+	if !o.excepted.show {
+		shown.Findings = rest
+	}
+	return shown, err
+}
+
+func (o *scanOptions) asks(c drift.Container) bool { _, ok := o.keep(c); return ok }
 
 func worstFinding(findings []drift.Finding) drift.Severity {
 	var worst drift.Severity

@@ -14,9 +14,9 @@ import (
 	"github.com/capdrift/capdrift/cri/fake"
 )
 
-// TestMain lets the scripts run the real program: this binary, called capdrift.
+// TestMain lets the scripts run the real program: this binary, under each of its names.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"capdrift": main})
+	testscript.Main(m, map[string]func(){"capdrift": main, pluginFile: main, completionFile: main})
 }
 
 // TestScripts runs the binary as its users do, on nodes made of files and of
@@ -35,6 +35,7 @@ func TestScripts(t *testing.T) {
 		"HOSTILE_ROOT":    hostileNode(t).root,
 		"AGENT":           agentSocketOf(t, newTold(shop())),
 		"AGENT_NOT_YET":   agentSocketOf(t, newTold(nil)),
+		"KUBECONFIG":      fleetOfThree(t).kubeconfig,
 	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",

@@ -26,8 +26,20 @@ func (o *sourceOptions) addFlags(cmd *cobra.Command) {
 	o.client.addFlags(cmd, "", 2*time.Minute)
 }
 
-// oneOrOther tells the flags of the two ways to look apart; more are those of the command
-// that are about an agent too.
+// validate is about the source alone: the agents of a fleet or, without one, this
+// node as it is looked at here or by an agent. more are flags of the command that are
+// about agents too.
+func (o *sourceOptions) validate(cmd *cobra.Command, fleet *fleetOptions, more ...string) error {
+	if fleet != nil {
+		return fleet.validate()
+	}
+	if err := o.oneOrOther(cmd, more...); err != nil {
+		return err
+	}
+	return o.lookOptions.validate()
+}
+
+// oneOrOther tells the flags of the two ways to look apart.
 func (o *sourceOptions) oneOrOther(cmd *cobra.Command, more ...string) error {
 	if cmd.Flags().Changed("agent") {
 		for _, flag := range o.looking {

@@ -84,19 +84,27 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 	}
 	slices.SortStableFunc(findings, func(a, b drift.Finding) int { return worst[podOf(a.Pod)] - worst[podOf(b.Pod)] })
 
-	writer := t.newWriter(pretty.Row{"severity", "pod", "container", "pid", "process", "hop", "finding", "capabilities"})
+	writer := t.newWriter(findingsHeader())
 	for _, finding := range findings {
-		container, process := name(report, finding)
-		pid := ""
-		if finding.PID != 0 {
-			pid = strconv.Itoa(finding.PID)
-		}
-		if finding.TID != 0 {
-			pid += "/" + strconv.Itoa(finding.TID)
-		}
-		writer.AppendRow(pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, where(finding), printable(what(finding)), brief(finding.Capabilities)})
+		writer.AppendRow(t.finding(report, finding))
 	}
 	return trimLines(writer.Render())
+}
+
+func findingsHeader() pretty.Row {
+	return pretty.Row{"severity", "pod", "container", "pid", "process", "hop", "finding", "capabilities"}
+}
+
+func (t table) finding(report drift.Report, finding drift.Finding) pretty.Row {
+	container, process := name(report, finding)
+	pid := ""
+	if finding.PID != 0 {
+		pid = strconv.Itoa(finding.PID)
+	}
+	if finding.TID != 0 {
+		pid += "/" + strconv.Itoa(finding.TID)
+	}
+	return pretty.Row{t.severity(finding.Severity), podOf(finding.Pod), container, pid, process, where(finding), printable(what(finding)), brief(finding.Capabilities)}
 }
 
 // hop names where reality left the declaration.

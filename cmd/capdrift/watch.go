@@ -21,6 +21,9 @@ import (
 // watchOptions are the flags of `capdrift watch`.
 type watchOptions struct {
 	client clientOptions
+	fleet  *fleetOptions // whose agents are watched; nil for the one of client
+
+	discover time.Duration // of a fleet's nodes
 
 	format    string
 	color     string
@@ -31,8 +34,8 @@ type watchOptions struct {
 	excepted  exceptedOptions
 }
 
-func watchCommand() *cobra.Command {
-	var o watchOptions
+func watchCommand(fleet *fleetOptions) *cobra.Command {
+	o := watchOptions{fleet: fleet}
 	cmd := &cobra.Command{
 		Use:   "watch [findings|containers]",
 		Short: "Ask the agent what it knows, and go on with what changes",
@@ -71,7 +74,12 @@ then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is op
 			return does(func(cmd *cobra.Command, _ []string) error { return o.run(cmd, resource) })(cmd, args)
 		},
 	}
-	o.client.addFlags(cmd, agentSocket, 0)
+	if fleet == nil {
+		o.client.addFlags(cmd, agentSocket, 0)
+	} else {
+		fleet.addFlags(cmd, 0, 0)
+		cmd.Flags().DurationVar(&o.discover, "discover", discoverEvery, "how often to look for nodes that joined or left the cluster")
+	}
 	flags := cmd.Flags()
 	flags.StringVarP(&o.format, "output", "o", "table", "output format: table, jsonl")
 	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
@@ -87,7 +95,7 @@ then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is op
 }
 
 func (o *watchOptions) validate(args []string) (resource string, err error) {
-	if err := o.client.validate(); err != nil {
+	if err := whom(&o.client, o.fleet).validate(); err != nil {
 		return "", err
 	}
 	resource = "finding"
@@ -103,6 +111,8 @@ func (o *watchOptions) validate(args []string) (resource string, err error) {
 		return "", fmt.Errorf("--until-finding=%s: want one of %s", printable(o.until), strings.Join(severityNames(), ", "))
 	case o.excepted.show && resource != "finding":
 		return "", errors.New("--show-excepted is of watch findings")
+	case o.discover <= 0 && o.fleet != nil:
+		return "", fmt.Errorf("--discover=%s: want a time above zero", o.discover)
 	case o.until != "" && resource != "finding":
 		return "", errors.New("--until-finding is of watch findings")
 	}
@@ -110,20 +120,25 @@ func (o *watchOptions) validate(args []string) (resource string, err error) {
 }
 
 func (o *watchOptions) run(cmd *cobra.Command, resource string) error {
-	ctx, cancel := o.client.within(cmd.Context())
-	defer cancel()
 	colors := outputOptions{color: o.color}
 	out := watchOutput{
 		Writer: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), resource: resource, jsonl: o.format == "jsonl",
 		table: table{colored: colors.colored(cmd.OutOrStdout()), noHeaders: o.noHeaders}, known: make(map[string]watchLine),
 	}
-	w := watcher{watchOptions: o, resource: resource, out: out, patience: 2 * time.Minute, shown: make(map[string]bool)}
+	if o.fleet != nil {
+		return o.overFleet(cmd, out)
+	}
+	ctx, cancel := o.client.within(cmd.Context())
+	defer cancel()
+	w := watcher{watchOptions: o, client: o.client, resource: resource, out: out, patience: 2 * time.Minute, shown: make(map[string]bool)}
 	return w.run(ctx)
 }
 
 // watcher follows an agent over any number of connections.
 type watcher struct {
 	*watchOptions
+	client   clientOptions
+	stubborn bool // an agent that is not there at the begin may come
 	resource string
 	out      watchOutput
 	patience time.Duration // without a message; the agent sends heartbeats far more often
@@ -161,7 +176,7 @@ func (w *watcher) run(ctx context.Context) error {
 			return err
 		case ctx.Err() != nil:
 			return w.ended(ctx, c.explained(ctx, err))
-		case !w.whole || !w.mayGoOn(err):
+		case !w.whole && (!w.stubborn || !c.mayPass(err)) || !w.mayGoOn(err):
 			return c.explained(ctx, err)
 		}
 		if rpcstatus.Code(err) == codes.InvalidArgument { // an agent of another version does not know our place
@@ -305,7 +320,9 @@ func (w *watcher) take(m *v1.WatchResponse) error {
 			}
 		}
 	case *v1.WatchResponse_SnapshotEnd:
-		w.there = true
+		if err := w.arrived(); err != nil {
+			return err
+		}
 		if told := int(event.SnapshotEnd.GetContainers() + event.SnapshotEnd.GetFindings()); told != w.counted {
 			return rpcstatus.Errorf(codes.DataLoss, "the agent's snapshot is of %d, and %d came", told, w.counted)
 		}
@@ -332,10 +349,18 @@ func (w *watcher) take(m *v1.WatchResponse) error {
 		w.lossy = true
 		return w.out.lost(event.Lost, at)
 	case *v1.WatchResponse_NodeStatus:
-		w.there = true // with this a watch that resumes begins
+		if err := w.arrived(); err != nil { // with this a watch that resumes begins
+			return err
+		}
 		return w.out.status(event.NodeStatus, at)
 	}
 	return nil
+}
+
+// arrived notes that the agent tells us of changes from now on.
+func (w *watcher) arrived() error {
+	w.there = true
+	return w.out.connected()
 }
 
 func (w *watcher) takes(item subject) bool {
@@ -416,6 +441,10 @@ func (o *clientOptions) scan(ctx context.Context) (drift.Report, error) {
 		return drift.Report{}, err
 	}
 	defer c.close()
+	return c.scan(ctx)
+}
+
+func (c *client) scan(ctx context.Context) (drift.Report, error) {
 	stream, err := c.Scan(ctx, &v1.ScanRequest{})
 	if err != nil {
 		return drift.Report{}, c.explained(ctx, err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -23,7 +24,11 @@ type watchOutput struct {
 	resource string
 	jsonl    bool
 	table    table
+	node     string // which it is of several; "" for the only one
+	width    int    // of the column for it
 
+	heads   *atomic.Bool // the heading is there; shared by several nodes, nil for one
+	away    bool         // the node was said to be lost
 	headed  bool
 	known   map[string]watchLine // what the table has shown as there, by id
 	before  map[string]watchLine // the same before a snapshot that is coming
@@ -34,7 +39,7 @@ type watchOutput struct {
 // watchRecord is one line of -o jsonl.
 type watchRecord struct {
 	Schema     string           `json:"schema"`
-	Type       string           `json:"type"` // container, finding, snapshot_begin, snapshot_end, lost, node_status, disconnected
+	Type       string           `json:"type"` // container, finding, snapshot_begin, snapshot_end, lost, node_status, disconnected, connected
 	Time       *time.Time       `json:"time"` // by the node's clock; null for what we notice
 	Change     string           `json:"change,omitempty"`
 	Resolved   string           `json:"resolved,omitempty"` // why
@@ -64,10 +69,28 @@ func (o *watchOutput) record(r watchRecord) error {
 }
 
 func (o *watchOutput) note(format string, args ...any) {
-	fmt.Fprintf(o.errs, "capdrift: "+format+"\n", args...)
+	text := fmt.Sprintf(format, args...)
+	if o.node != "" {
+		text = printable(o.node) + ": " + text
+	}
+	fmt.Fprintf(o.errs, "capdrift: %s\n", text)
+}
+
+// connected says that one node of several, which was lost, is back.
+func (o *watchOutput) connected() error {
+	if !o.away || o.node == "" {
+		return nil
+	}
+	o.away = false
+	o.note("the agent is back")
+	if o.jsonl {
+		return o.record(watchRecord{Type: "connected"})
+	}
+	return nil
 }
 
 func (o *watchOutput) disconnected(why string) error {
+	o.away = true
 	o.note("%s; connecting again", why)
 	if o.jsonl {
 		return o.record(watchRecord{Type: "disconnected", Reason: why})
@@ -177,24 +200,32 @@ const timeWidth, changeWidth = 24, 20
 
 func (o *watchOutput) print(at *time.Time, change string, line watchLine, suffix string) error {
 	var out strings.Builder
-	if !o.headed && !o.table.noHeaders {
+	if !o.table.noHeaders && (o.heads == nil && !o.headed || o.heads != nil && o.heads.CompareAndSwap(false, true)) {
 		heading := []string{text.Pad("POD/CONTAINER", 40, ' '), text.Pad("ID", 14, ' '), text.Pad("SEEN", 12, ' '), "PROCESSES"}
 		if o.resource == "finding" {
 			heading = []string{text.Pad("SEVERITY", 9, ' '), text.Pad("POD/CONTAINER", 40, ' '), text.Pad("PID", 8, ' '), text.Pad("FINDING", 20, ' '), "CAPABILITIES"}
 		}
-		fmt.Fprintf(&out, "%s %s %s\n", text.Pad("TIME", timeWidth, ' '), text.Pad("CHANGE", changeWidth, ' '), strings.Join(heading, " "))
+		fmt.Fprintf(&out, "%s %s%s %s\n", text.Pad("TIME", timeWidth, ' '), o.column("NODE"), text.Pad("CHANGE", changeWidth, ' '), strings.Join(heading, " "))
 	}
 	o.headed = true
 	when := "-"
 	if at != nil {
 		when = at.UTC().Format("2006-01-02T15:04:05.000Z")
 	}
-	full := fmt.Sprintf("%s %s %s%s %s", text.Pad(when, timeWidth, ' '), text.Pad(change, changeWidth, ' '), line.severity, line.rest, suffix)
+	full := fmt.Sprintf("%s %s%s %s%s %s", text.Pad(when, timeWidth, ' '), o.column(printable(o.node)), text.Pad(change, changeWidth, ' '), line.severity, line.rest, suffix)
 	fmt.Fprintln(&out, strings.TrimRight(full, " "))
 	if _, err := io.WriteString(o, out.String()); err != nil {
 		return outputError{fmt.Errorf("writing: %w", err)}
 	}
 	return nil
+}
+
+// column is the node's, where there are several.
+func (o *watchOutput) column(name string) string {
+	if o.width == 0 {
+		return ""
+	}
+	return text.Pad(name, o.width, ' ') + " "
 }
 
 // lossReasons say why changes are missing.

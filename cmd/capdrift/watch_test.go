@@ -243,7 +243,7 @@ func TestWatchNoticesSilence(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var out, errs growing
 	o := &watchOptions{client: clientOptions{agent: at}, format: "table"}
-	w := watcher{watchOptions: o, resource: "finding", patience: 1, out: watchOutput{Writer: &out, errs: &errs, resource: "finding", known: map[string]watchLine{}}}
+	w := watcher{watchOptions: o, client: o.client, resource: "finding", patience: 1, out: watchOutput{Writer: &out, errs: &errs, resource: "finding", known: map[string]watchLine{}}}
 	w.whole = true // it was there before
 	ended := make(chan error, 1)
 	go func() { ended <- w.run(ctx) }()

@@ -1,0 +1,432 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/drift"
+	"github.com/capdrift/capdrift/kube/fake"
+)
+
+// cluster is a fake one whose nodes have real agents.
+type cluster struct {
+	*fake.Cluster
+	kubeconfig string
+	sockets    map[string]string // by pod
+}
+
+// newCluster has an agent on each node of those that are given a feed, and an empty
+// place on the others.
+func newCluster(t *testing.T, nodes map[string]*told) *cluster {
+	t.Helper()
+	c := &cluster{Cluster: &fake.Cluster{Forbidden: map[string]bool{}, Hang: map[string]chan struct{}{}}, sockets: make(map[string]string)}
+	c.Dial = func(_, pod string, port int) (net.Conn, error) {
+		path, there := c.sockets[pod]
+		if !there || port != 9443 {
+			return nil, errors.New("connection refused")
+		}
+		return net.Dial("unix", path)
+	}
+	for node, feed := range nodes {
+		c.node(node)
+		if feed != nil {
+			c.sockets["agent-"+node] = strings.TrimPrefix(agentSocketOf(t, feed), "unix://")
+			c.agent(node, "agent-"+node)
+		}
+	}
+	c.kubeconfig = fake.Serve(t, c.Cluster)
+	return c
+}
+
+func (c *cluster) node(name string) {
+	c.Put("nodes", fake.Object{"metadata": fake.Object{"name": name}, "status": fake.Object{"conditions": []fake.Object{{"type": "Ready", "status": "True"}}}})
+}
+
+// agent puts the pod of an agent on the node.
+func (c *cluster) agent(node, pod string) {
+	c.Put("pods", fake.Object{
+		"metadata": fake.Object{"namespace": "capdrift", "name": pod, "labels": fake.Object{"app.kubernetes.io/name": "capdrift", "app.kubernetes.io/component": "agent"}},
+		"spec":     fake.Object{"nodeName": node, "containers": []fake.Object{{"name": "agent", "ports": []fake.Object{{"name": "grpc", "containerPort": 9443}}}}},
+		"status":   fake.Object{"phase": "Running", "conditions": []fake.Object{{"type": "Ready", "status": "True"}}},
+	})
+}
+
+// args are those of the plugin.
+func (c *cluster) args(args ...string) []string {
+	return append([]string{"kubectl", "--kubeconfig", c.kubeconfig}, args...)
+}
+
+// another is a node like shop's, with containers and findings of its own.
+func another() *drift.Report {
+	r := shop()
+	r.Node.Name = "another"
+	ids := make(map[string]string)
+	for i := range r.Containers {
+		c := &r.Containers[i]
+		ids[c.ID] = "e" + c.ID[1:]
+		c.ID = ids[c.ID]
+	}
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		f.ID = "e" + f.ID[1:]
+		if f.ContainerID != "" {
+			f.ContainerID = ids[f.ContainerID]
+		}
+	}
+	return r
+}
+
+// podsOfShop are the specs of shop's pods, as a person wrote them.
+func (c *cluster) podsOfShop(node string) {
+	pod := func(namespace, name, uid, node string, containers ...fake.Object) {
+		c.Put("pods", fake.Object{
+			"metadata": fake.Object{"namespace": namespace, "name": name, "uid": uid, "ownerReferences": []fake.Object{{"uid": "u-rs"}}},
+			"spec":     fake.Object{"nodeName": node, "containers": containers}, "status": fake.Object{"phase": "Running"},
+		})
+	}
+	pod("shop", "web-0", "u1", node,
+		fake.Object{"name": "nginx", "securityContext": fake.Object{"capabilities": fake.Object{"add": []string{"NET_BIND_SERVICE"}, "drop": []string{"ALL"}}}},
+		fake.Object{"name": "log", "env": []fake.Object{{"name": "A", "value": "hunter2"}}})
+	c.Put("deployments", fake.Object{"metadata": fake.Object{"namespace": "shop", "name": "web", "uid": "u-deploy"}})
+	c.Put("replicasets", fake.Object{"metadata": fake.Object{"namespace": "shop", "name": "web-1", "uid": "u-rs", "ownerReferences": []fake.Object{{"uid": "u-deploy"}}}})
+}
+
+// fleetOfThree has two nodes that answer and one without an agent.
+func fleetOfThree(t *testing.T) *cluster {
+	t.Helper()
+	blind := another()
+	blind.Coverage.Complete = false
+	blind.Coverage.Limits = []drift.Limit{{What: "1 process", Why: "permission denied", Blind: true}}
+	blind.Containers = blind.Containers[3:]
+	blind.Findings = blind.Findings[2:3]
+	first := shop()
+	first.Containers[0].InitPID, first.Containers[1].InitPID = 10, 20
+	c := newCluster(t, map[string]*told{"worker-1": newTold(first), "worker-2": newTold(blind), "worker-3": nil})
+	c.podsOfShop("worker-1")
+	return c
+}
+
+// moves is what differs from run to run.
+var moves = regexp.MustCompile(`("?(?:takenAt|startedAt|timestamp)"?[:=]) ?"[^"]*"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?: UTC|Z)?|https://127\.0\.0\.1:\d+|(?m)(agent is|than this) \([^)]*\)`)
+
+// TestFleetPrints holds what the plugin prints against golden files.
+func TestFleetPrints(t *testing.T) {
+	leakless(t)
+	c := fleetOfThree(t)
+	for name, row := range map[string]struct {
+		args   string
+		status int
+	}{
+		"nodes":                {"get nodes", 1},
+		"nodes.json":           {"get nodes -o json", 1},
+		"nodes.jsonl":          {"get no -o jsonl --allow-missing", 0},
+		"nodes-name":           {"get nodes -o name", 1},
+		"node":                 {"get node worker-2", 0},
+		"findings":             {"get findings", 1},
+		"findings-wide":        {"get findings -o wide --allow-missing", 0},
+		"findings-of":          {"get findings -n data --node worker-1 --node worker-2", 0},
+		"findings-all":         {"get findings -n data -A --node worker-2 --no-headers", 0},
+		"findings.json":        {"get findings -o json", 1},
+		"findings.jsonl":       {"get findings -o jsonl -n data", 1},
+		"findings-name":        {"get findings -o name", 1},
+		"containers":           {"get containers --sort-by id --node worker-1 --node worker-3", 1},
+		"containers.jsonl":     {"get containers -o jsonl -n shop --allow-missing", 0},
+		"container.yaml":       {"get container shop/web-0/nginx -o yaml", 1},
+		"nothing":              {"get findings --filter finding.kind=='none' --allow-missing", 0},
+		"scan":                 {"scan", 1},
+		"scan-wide":            {"scan -n shop --wide --node worker-1", 0},
+		"scan-fail-on":         {"scan --fail-on critical --allow-missing", 3},
+		"scan.json":            {"scan -o json -n shop", 1},
+		"scan.jsonl":           {"scan -o jsonl -n data", 1},
+		"scan.csv":             {"scan -o csv", 1},
+		"audit":                {"audit --pack pss-restricted", 1},
+		"audit-wide":           {"audit --pack pss-restricted -n shop --wide --allow-missing", 0},
+		"audit.csv":            {"audit --pack dangerous -o csv --node worker-1 --node worker-3", 1},
+		"audit.junit":          {"audit --pack dangerous -o junit --node worker-2 --node worker-3", 1},
+		"audit-fail-on":        {"audit --pack pss-restricted --fail-on high --allow-missing", 3},
+		"explain":              {"explain deploy/web SYS_ADMIN,NET_BIND_SERVICE", 0},
+		"explain-one":          {"explain web-0 -n shop -c log --pack pss-restricted NET_RAW", 0},
+		"explain.json":         {"explain pod/web-0 -c nginx -o json SYS_ADMIN", 0},
+		"explain-no-container": {"explain web-0 -c none", 1},
+	} {
+		stdout, stderr, status := capture(t, c.args(strings.Fields(row.args)...)...)
+		if status != row.status {
+			t.Errorf("%s: status %d, want %d: %s", name, status, row.status, stderr)
+		}
+		text := moves.ReplaceAllString(stdout, `$1 …`)
+		if stderr != "" {
+			text += "--- standard error\n" + moves.ReplaceAllString(stderr, `$1 …`)
+		}
+		if strings.Contains(text, "hunter2") || strings.Contains(text, "\x1b") {
+			t.Errorf("%s: a secret or an escape sequence:\n%s", name, text)
+		}
+		golden := filepath.Join("../../testdata/golden/fleet", name)
+		if *update {
+			if err := os.MkdirAll(filepath.Dir(golden), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text != string(want) {
+			t.Errorf("%s is not %s any more, but\n%s\nif that is meant, run go test ./cmd/capdrift -update and read the difference", row.args, golden, text)
+		}
+	}
+}
+
+// TestFleetJoinsPodSpecs: the layer that agents do not know, and what contradicts it.
+func TestFleetJoinsPodSpecs(t *testing.T) {
+	leakless(t)
+	report := shop()
+	report.Containers[0].Declared.CRI = &drift.CRI{Add: []string{"SYS_ADMIN"}, Drop: []string{}, AddAmbient: []string{}}
+	c := newCluster(t, map[string]*told{"worker-1": newTold(report)})
+	c.podsOfShop("worker-1")
+	kinds := func() (found []string, complete bool) {
+		stdout, stderr, status := capture(t, c.args("scan", "-o", "json", "-n", "shop")...)
+		var all struct {
+			Complete bool
+			Nodes    []struct{ Answer drift.Report }
+		}
+		if err := json.Unmarshal([]byte(stdout), &all); err != nil || status != 0 || !all.Complete {
+			t.Fatalf("status %d, %v, %s", status, err, stderr)
+		}
+		for _, f := range all.Nodes[0].Answer.Findings {
+			if f.From == drift.LayerPod {
+				found = append(found, string(f.Kind)+" "+f.Container)
+			}
+		}
+		for _, one := range all.Nodes[0].Answer.Containers {
+			if one.Name == "nginx" && (one.Declared.Pod == nil || !slices.Equal(one.Declared.Pod.Add, []string{"NET_BIND_SERVICE"})) {
+				t.Errorf("its pod spec is %+v", one.Declared.Pod)
+			}
+		}
+		return found, all.Nodes[0].Answer.Coverage.Complete
+	}
+	if got, complete := kinds(); !slices.Equal(got, []string{"cri_mismatch nginx"}) || !complete {
+		t.Errorf("got %v, complete %v", got, complete)
+	}
+	c.Put("pods", fake.Object{"metadata": fake.Object{"namespace": "shop", "name": "web-0", "uid": "u1"}, "spec": fake.Object{"nodeName": "worker-1", "containers": []fake.Object{{"name": "nginx",
+		"securityContext": fake.Object{"capabilities": fake.Object{"add": []string{"NET_BIND_SERVICE"}}}}}}})
+	if got, _ := kinds(); !slices.Equal(got, []string{"cri_mismatch nginx", "unmanaged_container log"}) {
+		t.Errorf("a container that its pod's spec does not have: got %v", got)
+	}
+	c.Forbidden["pods"] = true
+	if _, stderr, status := capture(t, c.args("scan")...); status != 1 || !strings.Contains(stderr, "verbs: [list]") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+func TestFleetErrorsNameTheNextMove(t *testing.T) {
+	leakless(t)
+	c := fleetOfThree(t)
+	c.agent("worker-3", "agent-worker-3") // in which nobody listens
+	empty := newCluster(t, map[string]*told{"worker-1": nil})
+	for name, row := range map[string]struct {
+		on     *cluster
+		args   string
+		forbid string
+		status int
+		says   string
+	}{
+		"nobody listens":           {c, "get findings --node worker-3", "", 1, "error forwarding port 9443 to pod agent-worker-3, uid : connection refused): it must listen in plaintext on the pod's loopback"},
+		"no agent at all":          {empty, "get nodes", "", 1, "no agent runs in namespace capdrift: install it (helm upgrade --install capdrift"},
+		"none on the node":         {empty, "get nodes --node worker-1", "", 1, "no agent's pod is on it in namespace capdrift"},
+		"may not forward":          {c, "scan --node worker-1", "pods/portforward", 1, `you may not create pods/portforward in namespace capdrift (403): ask for a Role with the rule {apiGroups: [""], resources: [pods/portforward], verbs: [create]}`},
+		"may not list pods":        {c, "get findings", "pods", 1, "the agents cannot be found: you may not list pods in namespace capdrift"},
+		"may not list nodes":       {c, "get findings", "nodes", 1, "only nodes with an agent are known: you may not list nodes in the whole cluster"},
+		"nodes do not matter":      {c, "get findings --node worker-1", "nodes", 0, ""},
+		"allowed to miss nodes":    {c, "get findings --allow-missing", "nodes", 0, "only nodes with an agent are known"},
+		"one of several":           {c, "get findings", "", 1, "1 of 3 nodes did not answer, so nothing is known of what runs there (--allow-missing accepts that)"},
+		"may not see the workload": {c, "explain deploy/web", "deployments", 1, `resources: [deployments], verbs: [get]`},
+		"no such workload":         {c, "explain deploy/none", "", 1, "there is no deployment none in namespace shop"},
+		"no such container":        {c, "get container none --allow-missing", "", 1, "there is no container none on 2 nodes (and 1 node did not answer); kubectl capdrift get containers lists them"},
+		"on two nodes":             {c, "get container db --allow-missing", "", 1, "2 containers are called db: data/db-0/db"},
+		"no such context":          {c, "get nodes --context none", "", 1, "the kubeconfig"},
+		"no such file":             {c, "get nodes --kubeconfig /none", "", 1, "/none"},
+
+		"a wrong filter":      {c, "get findings --filter finding.severty", "", 2, "--filter: column 9"},
+		"a wrong kind":        {c, "explain svc/web", "", 2, "want KIND/NAME with one of pod, deploy"},
+		"too many slashes":    {c, "explain pod/a/b", "", 2, "the container is named with -c"},
+		"no agents' home":     {c, "get nodes --agent-namespace=", "", 2, "could then pose as an agent"},
+		"nobody at once":      {c, "scan --parallel 0", "", 2, "want a number above zero"},
+		"an unknown command":  {c, "frobnicate", "", 2, `unknown command "frobnicate" for "kubectl capdrift"`},
+		"an agent's own flag": {c, "get nodes --agent x", "", 2, "see 'kubectl capdrift get --help'"},
+		"a look's own flag":   {c, "scan --host-root /", "", 2, "see 'kubectl capdrift scan --help'"},
+	} {
+		row.on.Forbidden[row.forbid] = true
+		stdout, stderr, status := capture(t, row.on.args(strings.Fields(row.args)...)...)
+		delete(row.on.Forbidden, row.forbid)
+		if status != row.status || !strings.Contains(strings.Join(strings.Fields(stdout+stderr), " "), row.says) {
+			t.Errorf("%s: status %d, %s%s; want %d and %q", name, status, stdout, stderr, row.status, row.says)
+		}
+	}
+}
+
+// TestFleetDoesNotWaitForOne: a node that hangs is a row, and the others are asked
+// all the same.
+func TestFleetDoesNotWaitForOne(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
+	listener, err := net.Listen("unix", filepath.Join(socketDir(t), "silent.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() // nobody takes what comes
+	c.sockets["agent-worker-2"] = listener.Addr().String()
+	stdout, stderr, status := capture(t, c.args("get", "findings", "--node-timeout", "1s", "-n", "data")...)
+	if status != 1 || !strings.Contains(stdout, "worker-1   medium") || !strings.Contains(stdout, "worker-2   the agent has not answered within 1s; give it more time with --node-timeout") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+	if _, stderr, status := capture(t, c.args("scan", "--node", "worker-2", "--timeout", "1s")...); status != 1 || !strings.Contains(stderr, "did not answer") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+// TestFleetAsksInParallel: each agent waits for the other to be asked.
+func TestFleetAsksInParallel(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
+	both := make(chan struct{}, 2)
+	dial := c.Dial
+	c.Dial = func(namespace, pod string, port int) (net.Conn, error) {
+		both <- struct{}{}
+		until(t, "both are asked", func() bool { return len(both) == 2 })
+		return dial(namespace, pod, port)
+	}
+	if stdout, stderr, status := capture(t, c.args("get", "nodes", "-o", "name")...); status != 0 || stdout != "node/worker-1\nnode/worker-2\n" {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+	if got := c.Forwards(); len(got) != 2 || !strings.HasSuffix(got[0], "by WebSocket") {
+		t.Error(got)
+	}
+}
+
+// TestFleetWatch: many streams, one output; a node that is lost comes back where it
+// was, under another pod; nodes come and go.
+func TestFleetWatch(t *testing.T) {
+	leakless(t)
+	first, second := shop(), another()
+	feeds := map[string]*told{"worker-1": newTold(first), "worker-2": newTold(second)}
+	c := newCluster(t, feeds)
+	path := filepath.Join(socketDir(t), "agent.sock")
+	stop := serveAgent(t, feeds["worker-2"], listenUnix(t, path))
+	c.sockets["agent-worker-2"] = path
+	lines := startWatch(t, c.args("watch", "-n", "shop", "--discover", "20ms")...)
+	objects := startWatch(t, c.args("get", "findings", "-w", "-o", "jsonl")...)
+	lines.prints("worker-1 open                 critical  shop/web-0/nginx")
+	lines.prints("worker-2 open                 critical  shop/web-0/nginx")
+	until(t, "both snapshots end", func() bool { return strings.Count(objects.out.String(), "node_status") == 2 })
+	until(t, "both are watched", func() bool { return feeds["worker-1"].watched() && feeds["worker-2"].watched() })
+
+	stop()
+	lines.says("worker-2: ")
+	objects.prints(`{"nodeName":"worker-2","schema":"capdrift.watch/v1","type":"disconnected"`)
+	opened := second.Findings[0]
+	opened.ID = "while-away"
+	after := *second
+	after.Findings = append(slices.Clone(second.Findings), opened)
+	feeds["worker-2"].publish(after, agent.Change{Kind: agent.FindingOpened, Finding: &opened})
+	path = filepath.Join(socketDir(t), "agent.sock")
+	serveAgent(t, feeds["worker-2"], listenUnix(t, path))
+	c.sockets = map[string]string{"agent-worker-1": c.sockets["agent-worker-1"], "agent-new": path}
+	c.Remove("pods", "capdrift", "agent-worker-2")
+	c.agent("worker-2", "agent-new")
+	lines.prints("2026-01-02T03:04:00.001Z worker-2 opened ")
+	lines.says("capdrift: worker-2: the agent is back\n")
+	objects.prints(`"type":"connected"`)
+
+	c.sockets = map[string]string{"agent-worker-1": c.sockets["agent-worker-1"], "agent-new": path, "agent-worker-9": c.sockets["agent-worker-1"]}
+	c.node("worker-9")
+	c.agent("worker-9", "agent-worker-9")
+	lines.says("capdrift: worker-9: watched from now on\n")
+	lines.prints("worker-9 open ")
+	c.Remove("nodes", "", "worker-9")
+	lines.interrupt()
+	objects.interrupt()
+	if text := lines.ends(exitDone); strings.Count(text, "TIME") != 1 || strings.Contains(text, "data/") || !strings.HasPrefix(text, "TIME                     NODE     CHANGE") {
+		t.Errorf("it printed\n%s", text)
+	}
+	objects.ends(exitDone)
+}
+
+func TestFleetWatchEnds(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(nil), "worker-3": nil})
+	if _, stderr, status := capture(t, c.args("watch", "--until-finding", "critical")...); status != exitFindings || !strings.Contains(stderr, "worker-1: a finding of severity critical is open") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	args := c.args("watch", "--until-finding", "critical", "-n", "data", "--timeout", "500ms")
+	if _, stderr, status := capture(t, args...); status != exitFailed || !strings.Contains(stderr, "not everything is known of worker-2, and of 1 node more") ||
+		!strings.Contains(stderr, "worker-3: no agent's pod is on it") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	if _, stderr, status := capture(t, append(args, "--allow-missing")...); status != exitDone {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	if _, stderr, status := capture(t, c.args("watch", "--filter", "finding.severty == 1")...); status != exitUsage || !strings.Contains(stderr, "--filter: column 9") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	c.Forbidden["pods/portforward"] = true
+	if _, stderr, status := capture(t, c.args("watch", "--node", "worker-1")...); status != exitFailed || !strings.Contains(stderr, "resources: [pods/portforward]") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+// TestPluginNames: kubectl finds the program, and its completion, by their names.
+func TestPluginNames(t *testing.T) {
+	for program, want := range map[string]string{
+		"/usr/bin/capdrift get": "get", "/x/kubectl-capdrift get": "kubectl get", "kubectl-capdrift.exe": "kubectl",
+		"/x/kubectl_complete-capdrift get f": "kubectl __complete get f",
+	} {
+		if got := strings.Join(arguments(strings.Fields(program)), " "); got != want {
+			t.Errorf("%s: got %s, want %s", program, got, want)
+		}
+	}
+	c := newCluster(t, map[string]*told{"worker-1": nil, "worker-2": nil, "master": nil})
+	for args, want := range map[string]string{
+		"":                        "explain",
+		"get ":                    "findings",
+		"get findings --node wor": "worker-2",
+		"explain ":                "deploy/",
+		"audit --pack pss":        "pss-restricted",
+		"watch --until-finding ":  "critical",
+		"scan --context ":         "",
+	} {
+		full := append([]string{"kubectl", "__complete", "--kubeconfig", c.kubeconfig}, strings.Split(args, " ")...)
+		stdout, stderr, status := capture(t, full...)
+		if status != 0 || !strings.Contains("\n"+stdout, "\n"+want) || strings.Contains(args, "wor") && strings.Contains(stdout, "master") {
+			t.Errorf("%q: status %d, %s%s", args, status, stdout, stderr)
+		}
+	}
+	for _, command := range []string{"get", "watch", "scan", "audit", "explain"} {
+		stdout, _, status := capture(t, "kubectl", command, "--help")
+		if status != 0 || !strings.Contains(stdout, "Usage:\n  kubectl capdrift "+command) || strings.Contains(stdout, "--cri-endpoint") || !strings.Contains(stdout, "--context string") {
+			t.Errorf("%s: status %d, %s", command, status, stdout)
+		}
+	}
+}
+
+// TestNamingKeepsLines: a name is a string of JSON, whatever is in it.
+func TestNamingKeepsLines(t *testing.T) {
+	var out strings.Builder
+	if err := writeJSONLine(naming{&out, "a\"\x1b\u202e"}, itemLine{Schema: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	var line struct{ NodeName, Schema string }
+	if err := json.Unmarshal([]byte(out.String()), &line); err != nil || line.NodeName != "a\"\x1b\u202e" || line.Schema != "s" || strings.Contains(out.String(), "\u202e") {
+		t.Errorf("%v, %s", err, out.String())
+	}
+}

@@ -1,0 +1,259 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/capdrift/capdrift/kube/fake"
+)
+
+// leakless fails the test when it leaves goroutines behind. Call it first.
+//
+// SPDY waits a second for somebody to ask how a connection ended; that is no leak.
+func leakless(t *testing.T) {
+	t.Helper()
+	already, waits := goleak.IgnoreCurrent(), goleak.IgnoreTopFunction("github.com/moby/spdystream.(*Connection).shutdown")
+	t.Cleanup(func() { goleak.VerifyNone(t, already, waits) })
+}
+
+func clusterOf(t *testing.T, c *fake.Cluster) *Cluster {
+	t.Helper()
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: fake.Serve(t, c)}
+	cluster, err := NewCluster(clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	return cluster
+}
+
+// object is one with a name, and owners by their uids.
+func object(namespace, name string, owners ...string) fake.Object {
+	references := []fake.Object{}
+	for _, owner := range owners {
+		references = append(references, fake.Object{"uid": owner})
+	}
+	return fake.Object{"metadata": fake.Object{"namespace": namespace, "name": name, "uid": "u-" + name, "ownerReferences": references}}
+}
+
+func onNode(o fake.Object, node, phase string) fake.Object {
+	o["spec"], o["status"] = fake.Object{"nodeName": node}, fake.Object{"phase": phase}
+	return o
+}
+
+func TestPodsOf(t *testing.T) {
+	leakless(t)
+	known := &fake.Cluster{Page: 2}
+	known.Put("deployments", object("shop", "web"), object("data", "web"))
+	known.Put("replicasets", object("shop", "web-1", "u-web"), object("shop", "web-2", "u-web"), object("shop", "api-1", "u-api"))
+	known.Put("cronjobs", object("shop", "bill"))
+	known.Put("jobs", object("shop", "bill-7", "u-bill"))
+	known.Put("statefulsets", object("shop", "db"))
+	known.Put("pods",
+		onNode(object("shop", "web-2-b", "u-web-2"), "n2", "Running"), onNode(object("shop", "web-1-a", "u-web-1"), "n1", "Running"),
+		onNode(object("shop", "web-2-c", "u-web-2"), "", "Pending"), onNode(object("shop", "api-1-a", "u-api-1"), "n1", "Running"),
+		onNode(object("shop", "bill-7-x", "u-bill-7"), "n1", "Succeeded"), onNode(object("shop", "bill-7-y", "u-bill-7"), "n2", "Running"),
+		onNode(object("shop", "db-0", "u-db"), "n3", "Running"), onNode(object("data", "web-1-a", "u-other"), "n9", "Running"))
+	cluster := clusterOf(t, known)
+	for target, want := range map[string]string{
+		"deploy/web":   "web-1-a on n1, web-2-b on n2",
+		"rs/web-2":     "web-2-b on n2",
+		"cronjob/bill": "bill-7-y on n2",
+		"job/bill-7":   "bill-7-y on n2",
+		"sts/db":       "db-0 on n3",
+		"Pod/api-1-a":  "api-1-a on n1",
+		"pod/nobody":   "there is no pod nobody in namespace shop",
+		"ds/web":       "there is no daemonset web in namespace shop",
+		"svc/web":      "svc owns no pods: want one of pod, deploy",
+		"pod/../x":     "there is no pod ../x in namespace shop",
+	} {
+		kind, name, _ := strings.Cut(target, "/")
+		pods, err := cluster.PodsOf(t.Context(), "shop", kind, name)
+		var got []string
+		for _, pod := range pods {
+			got = append(got, pod.Name+" on "+pod.Node)
+		}
+		text := strings.Join(got, ", ")
+		if err != nil {
+			text = err.Error()
+		}
+		if !strings.HasPrefix(text, want) {
+			t.Errorf("%s: got %s, want %s", target, text, want)
+		}
+	}
+}
+
+// agentPodOn is the pod of an agent, and what a test makes of it.
+func agentPodOn(node string, change func(o fake.Object)) fake.Object {
+	o := object("capdrift", "agent-"+node)
+	o["metadata"].(fake.Object)["labels"] = fake.Object{"app.kubernetes.io/name": "capdrift", "app.kubernetes.io/component": "agent"}
+	o["spec"] = fake.Object{"nodeName": node, "containers": []fake.Object{{"ports": []fake.Object{{"name": "metrics", "containerPort": 1}, {"name": "grpc", "containerPort": 9443}}}}}
+	o["status"] = fake.Object{"phase": "Running", "conditions": []fake.Object{{"type": "Ready", "status": "True"}}}
+	if change != nil {
+		change(o)
+	}
+	return o
+}
+
+func TestAgents(t *testing.T) {
+	leakless(t)
+	known := &fake.Cluster{}
+	known.Put("pods",
+		agentPodOn("good", nil),
+		agentPodOn("pending", func(o fake.Object) { o["status"] = fake.Object{"phase": "Pending"} }),
+		agentPodOn("unready", func(o fake.Object) {
+			o["status"].(fake.Object)["conditions"] = []fake.Object{{"type": "Ready", "status": "False", "reason": "Containers\x1b[2J"}}
+		}),
+		agentPodOn("portless", func(o fake.Object) { o["spec"] = fake.Object{"nodeName": "portless"} }),
+		agentPodOn("leaving", func(o fake.Object) { o["metadata"].(fake.Object)["deletionTimestamp"] = "2026-01-01T00:00:00Z" }),
+		agentPodOn("leaving", func(o fake.Object) { o["metadata"].(fake.Object)["name"] = "agent-new" }),
+		agentPodOn("stranger", func(o fake.Object) { o["metadata"].(fake.Object)["namespace"] = "shop" }),
+		agentPodOn("unlabelled", func(o fake.Object) { o["metadata"].(fake.Object)["labels"] = fake.Object{} }))
+	found, err := clusterOf(t, known).Agents(t.Context(), "capdrift", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for node, want := range map[string]string{
+		"good": "", "leaving": "", "pending": "is Pending: kubectl describe pod -n capdrift agent-pending", "portless": "has no port named grpc",
+		"unready": `is not Ready ("Containers\x1b[2J"): kubectl logs`,
+	} {
+		if one := found[node]; one.Node != node || (want == "") != (one.Problem == "") || !strings.Contains(one.Problem, want) || want == "" && one.Port != 9443 {
+			t.Errorf("%s: %+v, want %q", node, one, want)
+		}
+	}
+	if len(found) != 5 {
+		t.Errorf("%d agents: %v", len(found), found)
+	}
+}
+
+func TestNodes(t *testing.T) {
+	leakless(t)
+	known := &fake.Cluster{Page: 1}
+	for name, status := range map[string]fake.Object{
+		"b":   {"conditions": []fake.Object{{"type": "Ready", "status": "True"}}},
+		"a":   {"conditions": []fake.Object{{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}}},
+		"win": {"nodeInfo": fake.Object{"operatingSystem": "windows"}},
+	} {
+		known.Put("nodes", fake.Object{"metadata": fake.Object{"name": name}, "status": status})
+	}
+	nodes, err := clusterOf(t, known).Nodes(t.Context())
+	if want := []Node{{"a", "the node is not Ready (NodeStatusUnknown)"}, {"b", ""}}; err != nil || !slices.Equal(nodes, want) {
+		t.Errorf("got %v, %v", nodes, err)
+	}
+}
+
+// TestClusterNamesTheMissingRule: what to ask an administrator for.
+func TestClusterNamesTheMissingRule(t *testing.T) {
+	leakless(t)
+	known := &fake.Cluster{Forbidden: map[string]bool{"nodes": true, "pods": true, "deployments": true, "pods/portforward": true}}
+	cluster := clusterOf(t, known)
+	_, nodes := cluster.Nodes(t.Context())
+	_, agents := cluster.Agents(t.Context(), "capdrift", "")
+	_, workload := cluster.PodsOf(t.Context(), "shop", "deploy", "web")
+	_, forwarding := cluster.Dial(t.Context(), AgentPod{Namespace: "capdrift", Name: "agent", Port: 1})
+	for want, err := range map[string]error{
+		`list nodes in the whole cluster (403): ask for a ClusterRole with the rule {apiGroups: [""], resources: [nodes], verbs: [list]}`:             nodes,
+		`list pods in namespace capdrift (403): ask for a Role with the rule {apiGroups: [""], resources: [pods], verbs: [list]}`:                     agents,
+		`get deployments in namespace shop (403): ask for a Role with the rule {apiGroups: ["apps"], resources: [deployments], verbs: [get]}`:         workload,
+		`create pods/portforward in namespace capdrift (403): ask for a Role with the rule {apiGroups: [""], resources: [pods/portforward], verbs: [`: forwarding,
+	} {
+		var forbidden *ForbiddenError
+		if err == nil || !errors.As(err, &forbidden) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+// echo answers with what it is told.
+func echo(t *testing.T) (dial func(string, string, int) (net.Conn, error)) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	return func(_, _ string, port int) (net.Conn, error) {
+		if port != 9443 {
+			return nil, errors.New("connection refused\x1b[2J")
+		}
+		return net.Dial("tcp", listener.Addr().String())
+	}
+}
+
+func TestDialForwards(t *testing.T) {
+	for protocol, old := range map[string]bool{"WebSocket": false, "SPDY": true} {
+		t.Run(protocol, func(t *testing.T) {
+			leakless(t)
+			known := &fake.Cluster{OnlySPDY: old, Dial: echo(t)}
+			cluster := clusterOf(t, known)
+			conn, err := cluster.Dial(t.Context(), AgentPod{Namespace: "capdrift", Name: "agent", Port: 9443})
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := strings.Repeat("0123456789", 100_000)
+			go func() { _, _ = io.WriteString(conn, said) }()
+			heard := make([]byte, len(said))
+			if _, err := io.ReadFull(conn, heard); err != nil || string(heard) != said {
+				t.Errorf("%v; %d bytes", err, len(heard))
+			}
+			if err := conn.Close(); err != nil {
+				t.Error(err)
+			}
+			if n, err := conn.Read(heard); err == nil {
+				t.Errorf("%d bytes were read after the end", n)
+			}
+			if got := known.Forwards(); !slices.Equal(got, []string{"capdrift/agent:9443 by " + protocol}) {
+				t.Error(got)
+			}
+
+			refused, err := cluster.Dial(t.Context(), AgentPod{Namespace: "capdrift", Name: "agent", Port: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer refused.Close()
+			if _, err := refused.Read(heard); err == nil || !strings.Contains(err.Error(), "error forwarding port 1 to pod agent") || strings.Contains(err.Error(), "\x1b") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// TestDialEnds: with the context, and where nobody is.
+func TestDialEnds(t *testing.T) {
+	leakless(t)
+	held := make(chan struct{})
+	t.Cleanup(func() { close(held) })
+	cluster := clusterOf(t, &fake.Cluster{Hang: map[string]chan struct{}{"pods/portforward": held}})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := fmt.Errorf("it takes too long")
+	done := make(chan error)
+	go func() {
+		_, err := cluster.Dial(ctx, AgentPod{Namespace: "capdrift", Name: "agent", Port: 1})
+		done <- err
+	}()
+	cancel(ended)
+	if err := <-done; !errors.Is(err, ended) {
+		t.Error(err)
+	}
+}
