@@ -14,6 +14,22 @@ E2E := CGO_ENABLED=0 $(GO) test -timeout 25m -p 1
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 BENCHSTAT     := $(TOOLS)/benchstat
 
+# What the chart is tested and rendered with, and two small programs of our own.
+HELM        := $(TOOLS)/helm-v4.3.1
+KUBECONFORM := $(TOOLS)/kubeconform-v0.8.0
+KUSTOMIZE   := $(TOOLS)/kustomize-v5.7.1
+SBOM        := $(TOOLS)/sbom
+PROMQL      := $(TOOLS)/promql
+
+# The image. ARCH=arm64 and IMAGE_DIR=… make another; GO_IMAGE names an image with Go instead of
+# the Go of this machine.
+REPOSITORY        := ghcr.io/capdrift/capdrift
+VERSION           ?= $(shell git describe --tags --always --dirty)
+REVISION          ?= $(shell git rev-parse HEAD)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+ARCH              ?= $(shell $(GO) env GOARCH)
+IMAGE_DIR         ?= $(CACHE)/image
+
 # What reads api/*.proto. buf cannot be built by `go install`; its makers publish it on npm.
 BUF_VERSION        := 1.75.0
 BUF                := $(TOOLS)/buf-v$(BUF_VERSION)
@@ -24,7 +40,7 @@ PROTOC_GEN_GO_GRPC := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 PROTOC_TOOLS       := $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https://registry.npmjs.org)
 
-.PHONY: help build demo test checks lint lint-api generate unit node microvm conformance faults fuzz bench bench-agent packages clean
+.PHONY: help build demo test checks lint lint-api generate unit chart chart-tools manifests image node microvm conformance faults fuzz bench bench-agent packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +49,13 @@ help: ## show this list
 # calls, the program is a sixth smaller.
 build: ## build bin/capdrift, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -o bin/capdrift ./cmd/capdrift
+
+image: packages $(SBOM) ## the image into .cache/image, without a container engine, and its digest (root, Debian)
+	@VERSION='$(VERSION)' REVISION='$(REVISION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' REPOSITORY='$(REPOSITORY)' ARCH='$(ARCH)' \
+	GO_IMAGE='$(GO_IMAGE)' SBOM='$(SBOM)' deploy/image.sh '$(IMAGE_DIR)'
+
+manifests: chart-tools ## render deploy/install.yaml and deploy/kustomize anew from the chart
+	$(GO) test ./deploy -count=1 -run '^TestManifests$$' -update
 
 demo: ## a real node, fourteen pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo
@@ -43,12 +66,14 @@ test: packages ## everything CI runs: lint, unit tests under the race detector, 
 # What waits for one core while the microVM is emulated on the other.
 checks:
 	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory chart-tools
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory node
 
-lint: $(GOLANGCI_LINT) lint-api ## gofmt, go vet and golangci-lint on both modules, buf on api
+lint: $(GOLANGCI_LINT) lint-api ## gofmt, go vet and golangci-lint on all modules, buf on api
 	$(GO) vet ./... && $(GOLANGCI_LINT) run ./...
 	cd e2e && $(GO) vet ./... && $(GOLANGCI_LINT) run --config ../.golangci.yml ./...
+	cd deploy/tools && $(GO) vet ./... && $(GOLANGCI_LINT) run --config ../../.golangci.yml ./...
 
 # The .proto files are well written, break no client of the newest commit that has any (of
 # main; of HEAD where there is no main), and the Go code is what they make.
@@ -74,8 +99,11 @@ generate: $(PROTOC_TOOLS) ## make the Go code of api/*.proto anew
 unit: ## the main module under the race detector; no containers
 	$(GO) test -race -parallel 8 ./...
 
+chart: chart-tools ## the chart, and what is rendered from it, against Kubernetes' schemas and our own promises
+	$(GO) test -count=1 ./deploy
+
 node: ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
-	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./cluster ./podspec
+	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./cluster ./podspec ./image
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
 	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./conformance
@@ -104,9 +132,11 @@ bench-agent: ## how soon the agent tells, 200 times each way, and what it costs 
 	cd e2e && $(E2E) -run '^$$' -bench 'BenchmarkCost$$' -benchtime 600x ./live
 	cd e2e && $(E2E) -run '^$$' -bench BenchmarkCostAwake -benchtime 120x ./live
 
-# Debian's packages that the tests compare with: capsh and pscap.
+chart-tools: $(HELM) $(KUBECONFORM) $(KUSTOMIZE) $(PROMQL)
+
+# Debian's packages: capsh and pscap, which the tests compare with, and buildah for the image.
 packages:
-	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils; do \
+	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah; do \
 	  command -v $${needed%%:*} >/dev/null 2>&1 || missing="$$missing $${needed##*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \
@@ -118,6 +148,22 @@ $(GOLANGCI_LINT):
 	@echo "building golangci-lint (about a minute, once)"
 	@GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 	@mv $(TOOLS)/golangci-lint $@
+
+$(HELM):
+	@echo "building helm (four minutes of one core, once)"
+	@CGO_ENABLED=0 GOBIN=$(TOOLS) $(GO) install -ldflags='-s -w' helm.sh/helm/v4/cmd/helm@$(lastword $(subst -, ,$@))
+	@mv $(TOOLS)/helm $@
+
+$(KUBECONFORM):
+	@CGO_ENABLED=0 GOBIN=$(TOOLS) $(GO) install -ldflags='-s -w' github.com/yannh/kubeconform/cmd/kubeconform@$(lastword $(subst -, ,$@))
+	@mv $(TOOLS)/kubeconform $@
+
+$(KUSTOMIZE):
+	@CGO_ENABLED=0 GOBIN=$(TOOLS) $(GO) install -ldflags='-s -w' sigs.k8s.io/kustomize/kustomize/v5@$(lastword $(subst -, ,$@))
+	@mv $(TOOLS)/kustomize $@
+
+$(SBOM) $(PROMQL): $(TOOLS)/%: $(wildcard deploy/tools/*/*.go) deploy/tools/go.mod
+	cd deploy/tools && CGO_ENABLED=0 $(GO) build -ldflags='-s -w' -o $@ ./$*
 
 $(BUF):
 	@mkdir -p $(TOOLS)

@@ -70,6 +70,22 @@ func (h *health) Check(_ context.Context, request *grpc_health_v1.HealthCheckReq
 	return &grpc_health_v1.HealthCheckResponse{Status: found}, nil
 }
 
+// probes answers for whoever asks: it says nothing of the agent's parts, which is to say
+// of the node, and keeps nothing open.
+type probes struct {
+	grpc_health_v1.UnimplementedHealthServer
+	health *health
+}
+
+// Check implements [grpc_health_v1.HealthServer].
+func (p *probes) Check(ctx context.Context, request *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	switch request.Service {
+	case "", HealthLiveness, HealthReadiness:
+		return p.health.Check(ctx, request)
+	}
+	return nil, status.Errorf(codes.NotFound, "only %s and %s are answered here", HealthLiveness, HealthReadiness)
+}
+
 // List implements [grpc_health_v1.HealthServer].
 func (h *health) List(context.Context, *grpc_health_v1.HealthListRequest) (*grpc_health_v1.HealthListResponse, error) {
 	view, looked := h.service.feed.View()

@@ -24,6 +24,7 @@ type Listener struct {
 	net.Listener
 	credentials credentials.TransportCredentials
 	local       bool // whoever reaches it is root on this node already
+	probes      bool // whoever reaches it is told whether the agent is well, and nothing else
 }
 
 // ListenUnix listens on a unix socket that only its owner, root, may open (mode
@@ -176,6 +177,17 @@ func ListenPlaintext(address string) (*Listener, error) {
 		return nil, errors.Join(fmt.Errorf("%s is %s, which is not this machine's loopback", address, listener.Addr()), listener.Close())
 	}
 	return &Listener{Listener: listener, credentials: insecure.NewCredentials()}, nil
+}
+
+// ListenProbes listens on a TCP address for a kubelet's probes, which speak neither TLS
+// nor over a unix socket. Only the health service answers there, and only about the agent
+// as a whole.
+func ListenProbes(address string) (*Listener, error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{Listener: listener, credentials: insecure.NewCredentials(), probes: true}, nil
 }
 
 // limited closes what is accepted above a number of open connections, so that

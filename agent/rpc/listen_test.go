@@ -26,6 +26,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/capdrift/capdrift/agent/rpc"
@@ -526,5 +528,59 @@ func TestMalformedRequests(t *testing.T) {
 	}
 	if _, err := v1.NewAgentServiceClient(conn).GetNode(soon(t), &v1.GetNodeRequest{}); err != nil {
 		t.Errorf("after all that: %v", err)
+	}
+}
+
+// TestProbes: where a kubelet asks, anybody may, and is told whether the agent is well and
+// nothing else.
+func TestProbes(t *testing.T) {
+	f, options := newFeed(), rpc.Options{}
+	listener, err := rpc.ListenProbes("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, f, options, listener)
+	conn := connect(t, "passthrough:///"+listener.Addr().String())
+	asked := grpc_health_v1.NewHealthClient(conn)
+	said := func(name string) string {
+		t.Helper()
+		answer, err := asked.Check(soon(t), &grpc_health_v1.HealthCheckRequest{Service: name})
+		if err != nil {
+			return status.Code(err).String()
+		}
+		return answer.Status.String()
+	}
+	for name, want := range map[string]string{"": "SERVING", rpc.HealthLiveness: "SERVING", rpc.HealthReadiness: "NOT_SERVING"} {
+		if got := said(name); got != want {
+			t.Errorf("before the first look, %q: %s, want %s", name, got, want)
+		}
+	}
+	f.publish(steady().report(7, 9))
+	for name, want := range map[string]string{
+		rpc.HealthReadiness: "SERVING", rpc.HealthComponents + "runtime": "NotFound", v1.AgentService_ServiceDesc.ServiceName: "NotFound",
+	} {
+		if got := said(name); got != want {
+			t.Errorf("%q: %s, want %s", name, got, want)
+		}
+	}
+	if _, err := asked.List(soon(t), &grpc_health_v1.HealthListRequest{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a list of all health: %v", err)
+	}
+	watch, err := asked.Watch(soon(t), &grpc_health_v1.HealthCheckRequest{})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("a watch of health: %v", err)
+	}
+	if _, err := v1.NewAgentServiceClient(conn).GetNode(soon(t), &v1.GetNodeRequest{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("the node: %v", err)
+	}
+	reflected, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(soon(t))
+	if err == nil {
+		_, err = reflected.Recv()
+	}
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("reflection: %v", err)
 	}
 }

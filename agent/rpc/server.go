@@ -87,6 +87,9 @@ func (s *Server) server(listener *Listener) *grpc.Server {
 	if !listener.local {
 		age.MaxConnectionIdle, age.MaxConnectionAge, age.MaxConnectionAgeGrace = limits.Age/12, limits.Age, limits.Age/60
 	}
+	if listener.probes { // each probe dials anew, and nobody else may take the places
+		age.MaxConnectionIdle, age.MaxConnectionAge, age.MaxConnectionAgeGrace = limits.Handshake, limits.Handshake, limits.Handshake
+	}
 	server := grpc.NewServer(
 		grpc.Creds(listener.credentials),
 		grpc.ConnectionTimeout(limits.Handshake),
@@ -100,6 +103,10 @@ func (s *Server) server(listener *Listener) *grpc.Server {
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
 	)
+	if listener.probes {
+		grpc_health_v1.RegisterHealthServer(server, &probes{health: &health{service: s.service}})
+		return server
+	}
 	v1.RegisterAgentServiceServer(server, s.service)
 	grpc_health_v1.RegisterHealthServer(server, &health{service: s.service})
 	if listener.local {

@@ -31,6 +31,7 @@ func TestConfig(t *testing.T) {
 		"certificates for nobody":       {"api: {tcp: {certFile: /c}}", "without an address"},
 		"a tiny journal":                {"journal: {maxBytes: 5}", "journal.maxBytes"},
 		"metrics nowhere":               {"metrics: {address: here}", "metrics.address"},
+		"health nowhere":                {"health: {address: here}", "health.address"},
 		"a log of no format":            {"log: {format: xml}", "log.format"},
 		"no YAML":                       {"a: [", "yaml"},
 	} {

@@ -28,6 +28,7 @@ var arrows = map[string]struct {
 	"api/capdrift/v1": {nil, "the wire is what other programs are built on"},
 	"agent/metrics":   {[]string{"agent", "drift"}, "numbers are made of views, and of nothing else"},
 	"policy":          {[]string{"drift", "capdecode"}, "what is judged is handed in, whoever read it"},
+	"deploy":          {nil, "what is deployed is tested as its users meet it"},
 	"cmd/capdrift":    {[]string{"agent", "agent/metrics", "agent/rpc", "api/capdrift/v1", "capdecode", "cri", "drift", "journal", "kube", "policy", "proc"}, "the one place that sees everything"},
 }
 

@@ -29,6 +29,7 @@ type config struct {
 	Assume  assumeConfig  `json:"assume"`
 	Policy  policyConfig  `json:"policy"`
 	API     apiConfig     `json:"api"`
+	Health  healthConfig  `json:"health"`
 	Journal journalConfig `json:"journal"`
 	Metrics metricsConfig `json:"metrics"`
 	Log     logConfig     `json:"log"`
@@ -74,6 +75,10 @@ type tcpConfig struct {
 	KeyFile   string `json:"keyFile"`
 	CAFile    string `json:"clientCAFile"`
 	Plaintext bool   `json:"plaintextOnLoopback"`
+}
+
+type healthConfig struct {
+	Address string `json:"address"`
 }
 
 type journalConfig struct {
@@ -199,9 +204,12 @@ func (c config) validate() error {
 	if c.Journal.MaxBytes < journal.MinBytes {
 		return fmt.Errorf("journal.maxBytes: %d is less than %d", c.Journal.MaxBytes, journal.MinBytes)
 	}
-	if c.Metrics.Address != "" {
-		if _, _, err := net.SplitHostPort(c.Metrics.Address); err != nil {
-			return fmt.Errorf("metrics.address: %w", err)
+	for key, address := range map[string]string{"health.address": c.Health.Address, "metrics.address": c.Metrics.Address} {
+		if address == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
 		}
 	}
 	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {

@@ -82,7 +82,7 @@ func (r *reloading) reload(ctx context.Context) {
 	if reflect.DeepEqual(fixed, was) {
 		r.log.Info("the configuration is in force")
 	} else {
-		r.log.Warn("the configuration is in force but for node, runtime, api, journal, metrics and log.format, which a restart takes")
+		r.log.Warn("the configuration is in force but for node, runtime, api, health, journal, metrics and log.format, which a restart takes")
 	}
 	r.current.Cadence, r.current.Assume, r.current.Policy, r.current.Log.Level = next.Cadence, next.Assume, next.Policy, next.Log.Level
 }

@@ -101,7 +101,7 @@ var hinted = map[cri.EventKind]drift.RuntimeEventKind{
 }
 
 // listeners opens all places where the agent is reached.
-func listeners(c apiConfig, log *slog.Logger) (open []*rpc.Listener, err error) {
+func listeners(c config, log *slog.Logger) (open []*rpc.Listener, err error) {
 	add := func(listener *rpc.Listener, err error) error {
 		if err == nil {
 			open = append(open, listener)
@@ -115,22 +115,27 @@ func listeners(c apiConfig, log *slog.Logger) (open []*rpc.Listener, err error) 
 			}
 		}
 	}()
-	if c.Socket != "" {
-		if err := os.MkdirAll(filepath.Dir(c.Socket), 0o700); err != nil {
+	if socket := c.API.Socket; socket != "" {
+		if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
 			return nil, fmt.Errorf("api.socket: %w", err)
 		}
-		if err := add(rpc.ListenUnix(c.Socket)); err != nil {
+		if err := add(rpc.ListenUnix(socket)); err != nil {
 			return nil, fmt.Errorf("api.socket: %w", err)
 		}
 	}
-	switch {
-	case c.TCP.Address == "":
-	case c.TCP.Plaintext:
-		err = add(rpc.ListenPlaintext(c.TCP.Address))
+	if c.Health.Address != "" {
+		if err := add(rpc.ListenProbes(c.Health.Address)); err != nil {
+			return nil, fmt.Errorf("health.address: %w", err)
+		}
+	}
+	switch tcp := c.API.TCP; {
+	case tcp.Address == "":
+	case tcp.Plaintext:
+		err = add(rpc.ListenPlaintext(tcp.Address))
 	default:
 		var files *rpc.Certificates
-		if files, err = rpc.LoadCertificates(rpc.CertificateFiles{Certificate: c.TCP.CertFile, Key: c.TCP.KeyFile, ClientCA: c.TCP.CAFile}, time.Now, log); err == nil {
-			err = add(rpc.ListenTLS(c.TCP.Address, files))
+		if files, err = rpc.LoadCertificates(rpc.CertificateFiles{Certificate: tcp.CertFile, Key: tcp.KeyFile, ClientCA: tcp.CAFile}, time.Now, log); err == nil {
+			err = add(rpc.ListenTLS(tcp.Address, files))
 		}
 	}
 	if err != nil {
@@ -302,7 +307,7 @@ func (n named) Node() (drift.Node, []drift.Limit, error) {
 // run runs an agent, and what goes beside its loop, until the context ends.
 func (p parts) run(ctx context.Context, c config, beside ...func(context.Context) error) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
-	open, err := listeners(c.API, p.log)
+	open, err := listeners(c, p.log)
 	if err != nil {
 		return err
 	}

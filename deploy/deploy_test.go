@@ -1,0 +1,608 @@
+// Package deploy tests the chart and what is rendered from it, as those who install it would
+// meet it: with Helm, Kubernetes' own schemas, and the program that it runs.
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "render install.yaml and kustomize anew")
+
+// What the Makefile's chart-tools builds.
+const (
+	helmProgram        = "helm-v4.3.1"
+	kubeconformProgram = "kubeconform-v0.8.0"
+	kustomizeProgram   = "kustomize-v5.7.1"
+)
+
+// tool returns the path of a program that the tests need. A laptop may lack it.
+func tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("..", ".cache", "tools", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = os.Stat(path)
+	switch {
+	case err == nil:
+	case os.Getenv("CI") != "":
+		t.Fatalf("CI must have %s; run: make chart-tools", name)
+	default:
+		t.Skipf("needs %s; run: make chart", name)
+	}
+	return path
+}
+
+// run returns what a program wrote, and its exit status.
+func run(t testing.TB, stdin string, program string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+var scratch string // a folder that lasts as long as the tests
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	var err error
+	if scratch, err = os.MkdirTemp("", "capdrift-deploy-"); err != nil {
+		panic(err)
+	}
+	status := m.Run()
+	_ = os.RemoveAll(scratch)
+	os.Exit(status)
+}
+
+// capdrift is the program, built from the sources around.
+var capdrift = sync.OnceValues(func() (string, error) {
+	program := filepath.Join(scratch, "capdrift")
+	if text, err := exec.Command("go", "build", "-o", program, "../cmd/capdrift").CombinedOutput(); err != nil {
+		return "", errors.New(string(text))
+	}
+	return program, nil
+})
+
+func program(t testing.TB) string {
+	t.Helper()
+	path, err := capdrift()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// render is `helm template` as a user types it.
+func render(t testing.TB, flags ...string) string {
+	t.Helper()
+	args := append([]string{"template", "capdrift", "chart", "--namespace", "capdrift"}, flags...)
+	stdout, stderr, status := run(t, "", tool(t, helmProgram), args...)
+	if status != 0 {
+		t.Fatalf("helm %q: %s", args, stderr)
+	}
+	return stdout
+}
+
+// object is what every object has, and its text.
+type object struct {
+	Kind     string
+	Metadata struct{ Name, Namespace string }
+
+	text string
+}
+
+func objects(t testing.TB, manifest string) (list []object) {
+	t.Helper()
+	for _, text := range strings.Split("\n"+manifest, "\n---\n") {
+		var o object
+		if err := yaml.Unmarshal([]byte(text), &o); err != nil {
+			t.Fatalf("%v in\n%s", err, text)
+		}
+		if o.text = text; o.Kind != "" {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// one decodes the only object of a kind, strictly where the type is Kubernetes' own.
+func one[T any](t testing.TB, manifest, kind string) (decoded T) {
+	t.Helper()
+	list := slices.DeleteFunc(objects(t, manifest), func(o object) bool { return o.Kind != kind })
+	if len(list) != 1 {
+		t.Fatalf("%d objects of kind %s", len(list), kind)
+	}
+	if err := yaml.UnmarshalStrict([]byte(list[0].text), &decoded); err != nil {
+		t.Fatalf("%v in\n%s", err, list[0].text)
+	}
+	return decoded
+}
+
+// row is one set of values.
+type row struct {
+	name  string
+	flags []string
+}
+
+func set(values ...string) (flags []string) {
+	for _, value := range values {
+		flags = append(flags, "--set", value)
+	}
+	return flags
+}
+
+var everything = append([]string{"--values", "testdata/everything.yaml", "--set-file", "agent.policy.packFiles.shop=testdata/pack.yaml"},
+	"--set-file", "agent.policy.exceptionFiles.capdrift=exceptions.yaml")
+
+// matrix is what is rendered and held against schemas and promises.
+func matrix() []row {
+	rows := []row{
+		{"defaults", nil},
+		{"everything", everything},
+		{"nothing", []string{"--values", "testdata/nothing.yaml"}},
+		{"deep_inspection", set("agent.deepInspection=true")},
+		{"hostPID", set("agent.hostPID=true")},
+		{"socket", set("agent.runtime.socket=/run/other/runtime.sock")},
+		{"namespace", set("namespace.create=true")},
+		{"digest", set("image.digest=sha256:" + strings.Repeat("a", 64))},
+		{"name_like_a_number", set("agent.api.tcp.enabled=true", "agent.priorityClassName=1e3", "agent.podLabels.on=yes") /* strings all the same */},
+	}
+	rows[len(rows)-1].flags = append(rows[len(rows)-1].flags, "--set-string", "agent.api.tcp.secretName=1234", "--set-string", "image.tag=20261121")
+	for _, preset := range []string{"containerd", "crio", "k3s", "rke2", "k0s", "microk8s", "talos", "bottlerocket", "openshift", "gke"} {
+		rows = append(rows, row{"preset_" + preset, set("agent.runtime.preset=" + preset)})
+	}
+	return rows
+}
+
+func TestLint(t *testing.T) {
+	for _, flags := range [][]string{nil, everything} {
+		stdout, stderr, status := run(t, "", tool(t, helmProgram), append([]string{"lint", "--strict", "chart"}, flags...)...)
+		if status != 0 || strings.Contains(stdout, "[WARNING]") {
+			t.Errorf("helm lint %q: %s%s", flags, stdout, stderr)
+		}
+	}
+}
+
+// TestSchemas: Kubernetes takes all that is rendered, and knows every field of it.
+func TestSchemas(t *testing.T) {
+	kubeconform := tool(t, kubeconformProgram)
+	schemas := writeSchemas(t)
+	validate := func(manifest string) (string, int) {
+		stdout, stderr, status := run(t, manifest, kubeconform, "-strict", "-summary", "-output", "json",
+			"-schema-location", schemas+"/{{.Group}}-{{.ResourceAPIVersion}}-{{.ResourceKind}}.json")
+		return stdout + stderr, status
+	}
+	for _, row := range matrix() {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			manifest := render(t, row.flags...)
+			text, status := validate(manifest)
+			var told struct{ Summary struct{ Valid, Skipped int } }
+			if err := json.Unmarshal([]byte(text), &told); err != nil || status != 0 || told.Summary.Valid != len(objects(t, manifest)) || told.Summary.Skipped != 0 {
+				t.Errorf("status %d, %v: %s", status, err, text)
+			}
+		})
+	}
+	// The schemas refuse what is wrong: else that they accept would prove nothing.
+	whole := render(t, append(set("agent.runtime.preset=openshift"), everything...)...)
+	for what, change := range map[string][2]string{
+		"an unknown field":                  {"readOnlyRootFilesystem: true", "readOnlyRootFileSystem: true"},
+		"text for a number":                 {"terminationGracePeriodSeconds: 10", `terminationGracePeriodSeconds: "10"`},
+		"no selector":                       {"  selector:\n", "  unselector:\n"},
+		"an unknown field of a PodMonitor":  {"podMetricsEndpoints:", "podMetricEndpoints:"},
+		"an unknown field of a rule":        {"- alert: CapdriftHigh", "- alarm: CapdriftHigh"},
+		"an unknown field of a constraint":  {"allowHostIPC: false", "allowHostIpc: false"},
+		"a policy for what is no direction": {"policyTypes: [Ingress, Egress]", "policyTypes: Ingress"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			wrong := strings.Replace(whole, change[0], change[1], 1)
+			if wrong == whole {
+				t.Fatalf("%q is not there", change[0])
+			}
+			if text, status := validate(wrong); status != 1 {
+				t.Errorf("status %d: %s", status, text)
+			}
+		})
+	}
+}
+
+// TestPod: whatever the values, the agent is no more than docs/kubernetes.md says.
+func TestPod(t *testing.T) {
+	for _, row := range matrix() {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			manifest := render(t, row.flags...)
+			pod := one[appsv1.DaemonSet](t, manifest, "DaemonSet").Spec.Template.Spec
+			deep := row.name == "deep_inspection" || row.name == "everything"
+			checkContext(t, pod, deep)
+			checkVolumes(t, pod)
+			if pod.HostPID != (row.name == "hostPID" || row.name == "everything") {
+				t.Errorf("hostPID %v", pod.HostPID)
+			}
+			if account := one[corev1.ServiceAccount](t, manifest, "ServiceAccount"); *account.AutomountServiceAccountToken || *pod.AutomountServiceAccountToken || account.Name != pod.ServiceAccountName {
+				t.Errorf("service account %+v, pod's %q", account, pod.ServiceAccountName)
+			}
+			for _, o := range objects(t, manifest) {
+				if strings.Contains(o.Kind, "Role") {
+					t.Errorf("%s %s: the agent asks the API server for nothing", o.Kind, o.Metadata.Name)
+				}
+			}
+		})
+	}
+}
+
+func checkContext(t *testing.T, pod corev1.PodSpec, deep bool) {
+	t.Helper()
+	if len(pod.Containers) != 1 || len(pod.InitContainers) != 0 || pod.HostNetwork || pod.HostIPC || pod.SecurityContext != nil {
+		t.Errorf("pod %+v", pod)
+	}
+	c := pod.Containers[0]
+	security := c.SecurityContext
+	if *security.RunAsUser != 0 || *security.Privileged || *security.AllowPrivilegeEscalation || !*security.ReadOnlyRootFilesystem ||
+		security.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || security.ProcMount != nil {
+		t.Errorf("security context %+v", security)
+	}
+	var added []corev1.Capability
+	if deep {
+		added = []corev1.Capability{"SYS_PTRACE"}
+	}
+	if caps := security.Capabilities; !slices.Equal(caps.Drop, []corev1.Capability{"ALL"}) || !slices.Equal(caps.Add, added) {
+		t.Errorf("capabilities %+v, want %q added", caps, added)
+	}
+	if unconfined := security.AppArmorProfile != nil; unconfined != deep {
+		t.Errorf("AppArmor profile %+v", security.AppArmorProfile)
+	}
+	for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe} {
+		if !slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == "health" && p.ContainerPort == probe.GRPC.Port }) {
+			t.Errorf("probe of port %d, ports %+v", probe.GRPC.Port, c.Ports)
+		}
+	}
+	for _, port := range c.Ports {
+		if port.HostPort != 0 {
+			t.Errorf("port %+v of the node", port)
+		}
+	}
+}
+
+// checkVolumes: of the host it sees no more than it needs, and writes to its journal alone.
+func checkVolumes(t *testing.T, pod corev1.PodSpec) {
+	t.Helper()
+	host := make(map[string]string)
+	for _, v := range pod.Volumes {
+		if v.HostPath != nil {
+			host[v.Name] = v.HostPath.Path
+		}
+	}
+	if len(host) != 4 || host["proc"] != "/proc" || host["cgroup"] != "/sys/fs/cgroup" || filepath.Dir(host["runtime"]) == "/" || filepath.Base(host["journal"]) != "capdrift" {
+		t.Errorf("host paths %q", host)
+	}
+	for _, m := range pod.Containers[0].VolumeMounts {
+		if _, ofHost := host[m.Name]; ofHost && m.Name != "journal" && !m.ReadOnly || m.SubPath != "" || m.MountPropagation != nil {
+			t.Errorf("mount %+v", m)
+		}
+	}
+}
+
+// TestConfig: the agent takes the configuration that the chart writes, and finds what is in it.
+func TestConfig(t *testing.T) {
+	for _, row := range matrix() {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			manifest := render(t, row.flags...)
+			var text string
+			for _, o := range objects(t, manifest) {
+				if o.Kind == "ConfigMap" && o.Metadata.Name == "capdrift-agent" {
+					var config corev1.ConfigMap
+					if err := yaml.UnmarshalStrict([]byte(o.text), &config); err != nil {
+						t.Fatal(err)
+					}
+					text = config.Data["agent.yaml"]
+				}
+			}
+			text = withoutPolicy(t, text)
+			file := filepath.Join(t.TempDir(), "agent.yaml")
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			stdout, stderr, status := run(t, "", program(t), "agent", "--config", file, "--check-config")
+			if status != 0 {
+				t.Fatalf("%s\n%s", stderr, text)
+			}
+			var in struct {
+				Runtime struct{ Endpoint string }
+				Journal struct{ Dir string }
+				API     struct {
+					Socket string
+					TCP    struct{ CertFile string }
+				}
+			}
+			if err := yaml.Unmarshal([]byte(stdout), &in); err != nil {
+				t.Fatal(err)
+			}
+			pod := one[appsv1.DaemonSet](t, manifest, "DaemonSet").Spec.Template.Spec
+			for _, path := range []string{strings.TrimPrefix(in.Runtime.Endpoint, "unix://"), in.API.Socket, in.Journal.Dir + "/journal", in.API.TCP.CertFile} {
+				if path != "" && !slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+					return strings.HasPrefix(path, m.MountPath+"/")
+				}) {
+					t.Errorf("nothing is mounted for %s", path)
+				}
+			}
+		})
+	}
+}
+
+// TestNotes: who installed it is told what to do next, and what was not tried.
+func TestNotes(t *testing.T) {
+	notes := func(flags ...string) string {
+		args := append([]string{"install", "capdrift", "chart", "--namespace", "security", "--dry-run=client", "--kubeconfig", os.DevNull}, flags...)
+		stdout, stderr, status := run(t, "", tool(t, helmProgram), args...)
+		_, text, found := strings.Cut(stdout, "NOTES:")
+		if status != 0 || !found {
+			t.Fatalf("status %d: %s", status, stderr)
+		}
+		return text
+	}
+	plain := notes()
+	for _, want := range []string{"kubectl -n security rollout status daemonset/capdrift-agent", "/run/containerd is not on its node", "port 7702"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("no %q in %s", want, plain)
+		}
+	}
+	for _, unwanted := range []string{"has not been tried", "CAP_SYS_PTRACE"} {
+		if strings.Contains(plain, unwanted) {
+			t.Errorf("%q in %s", unwanted, plain)
+		}
+	}
+	other := notes(set("agent.runtime.preset=crio", "agent.deepInspection=true", "agent.metrics.enabled=false")...)
+	for _, want := range []string{"preset crio was reasoned", "has not been tried", "CAP_SYS_PTRACE", "/run/crio is not on its node"} {
+		if !strings.Contains(other, want) {
+			t.Errorf("no %q in %s", want, other)
+		}
+	}
+}
+
+// withoutPolicy takes from a configuration what packs and exceptions it names, by paths that are
+// the pod's own.
+func withoutPolicy(t *testing.T, text string) string {
+	t.Helper()
+	var config map[string]any
+	if err := yaml.Unmarshal([]byte(text), &config); err != nil {
+		t.Fatal(err)
+	}
+	delete(config, "policy")
+	rest, err := yaml.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(rest)
+}
+
+// TestPolicy: the packs and exceptions that the configuration names are beside it.
+func TestPolicy(t *testing.T) {
+	var config corev1.ConfigMap
+	for _, o := range objects(t, render(t, everything...)) {
+		if o.Kind == "ConfigMap" && o.Metadata.Name == "capdrift-agent" {
+			if err := yaml.UnmarshalStrict([]byte(o.text), &config); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var told struct {
+		Policy struct{ Packs, Exceptions []string }
+	}
+	if err := yaml.Unmarshal([]byte(config.Data["agent.yaml"]), &told); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"pss-restricted", "cis", "/etc/capdrift/pack-shop.yaml"}; !slices.Equal(told.Policy.Packs, want) {
+		t.Errorf("packs %q, want %q", told.Policy.Packs, want)
+	}
+	if want := []string{"/etc/capdrift/exceptions-capdrift.yaml"}; !slices.Equal(told.Policy.Exceptions, want) {
+		t.Errorf("exceptions %q, want %q", told.Policy.Exceptions, want)
+	}
+	for key, source := range map[string]string{"pack-shop.yaml": "testdata/pack.yaml", "exceptions-capdrift.yaml": "exceptions.yaml"} {
+		if text, err := os.ReadFile(source); err != nil || config.Data[key] != string(text) {
+			t.Errorf("%s is not %s (%v):\n%s", key, source, err, config.Data[key])
+		}
+	}
+}
+
+// TestSchemaRefuses: a value that is wrong is refused by its name before anything is sent.
+func TestSchemaRefuses(t *testing.T) {
+	for value, says := range map[string]string{
+		"agnet.hostPID=true":                       "agnet",
+		"agent.deepInspect=true":                   "deepInspect",
+		"agent.cadence.sweeps=1s":                  "sweeps",
+		"agent.runtime.preset=docker":              "/agent/runtime/preset",
+		"agent.runtime.socket=containerd.sock":     "/agent/runtime/socket",
+		"agent.runtime.socket=/containerd.sock":    "/agent/runtime/socket",
+		"agent.hostPID=maybe":                      "/agent/hostPID",
+		"agent.health.port=80":                     "/agent/health/port",
+		"agent.metrics.port=off":                   "/agent/metrics/port",
+		"agent.cadence.sweep=15":                   "/agent/cadence/sweep",
+		"agent.log.level=loud":                     "/agent/log/level",
+		"agent.journal.hostPath=capdrift":          "/agent/journal/hostPath",
+		"agent.journal.maxBytes=5":                 "/agent/journal/maxBytes",
+		"agent.resources.limits.memory=128M":       "/agent/resources/limits/memory",
+		"agent.resources.limits.memory=null":       "/agent/resources/limits",
+		"agent.updateStrategy.maxUnavailable=0":    "/agent/updateStrategy/maxUnavailable",
+		"agent.updateStrategy.maxUnavailable=110%": "/agent/updateStrategy/maxUnavailable",
+		"agent.api.tcp.enabled=true":               "/agent/api/tcp/secretName",
+		"agent.policy.packs[0]=/etc/passwd":        "/agent/policy/packs",
+		"agent.policy.packFiles.A/B=x":             "A/B",
+		"agent.tolerations[0].effect=NoScheduling": "/agent/tolerations",
+		"image.digest=abc":                         "/image/digest",
+		"image.tag=a b":                            "/image/tag",
+		"image.pullPolicy=Sometimes":               "/image/pullPolicy",
+		"networkPolicy.metricsFrom[0].pods=x":      "pods",
+		"monitoring.podMonitor.interval=30":        "/monitoring/podMonitor/interval",
+	} {
+		t.Run(value, func(t *testing.T) {
+			t.Parallel()
+			_, stderr, status := run(t, "", tool(t, helmProgram), "template", "capdrift", "chart", "--set", value)
+			if status == 0 || !strings.Contains(stderr, says) {
+				t.Errorf("status %d: %s", status, stderr)
+			}
+		})
+	}
+	if _, stderr, status := run(t, "", tool(t, helmProgram), append([]string{"template", "capdrift", "chart"}, set("monitoring.podMonitor.enabled=true", "agent.metrics.enabled=false")...)...); status == 0 || !strings.Contains(stderr, "there is nothing to scrape") {
+		t.Errorf("a PodMonitor of nothing: status %d: %s", status, stderr)
+	}
+}
+
+// TestValues: the schema leaves no object open, and every value has its default in values.yaml.
+func TestValues(t *testing.T) {
+	var schema node
+	read(t, "chart/values.schema.json", &schema)
+	var values map[string]any
+	read(t, "chart/values.yaml", &values)
+	schema.closed(t, "values")
+	delete(schema.Properties, "global") // Helm's own
+	schema.matches(t, "values", values)
+}
+
+// node is a part of the schema.
+type node struct {
+	Type                 string
+	Properties           map[string]node
+	AdditionalProperties any
+	Items                *node
+}
+
+func (n node) closed(t *testing.T, at string) {
+	t.Helper()
+	if n.Properties != nil && n.AdditionalProperties != false {
+		t.Errorf("%s takes unknown keys", at)
+	}
+	for name, inner := range n.Properties {
+		inner.closed(t, at+"."+name)
+	}
+	if n.Items != nil {
+		n.Items.closed(t, at+"[]")
+	}
+}
+
+func (n node) matches(t *testing.T, at string, values map[string]any) {
+	t.Helper()
+	for name, inner := range n.Properties {
+		value, ok := values[name]
+		if !ok {
+			if at+"."+name != "values.agent.resources.limits.cpu" { // which is better left out
+				t.Errorf("values.yaml does not have %s.%s", at, name)
+			}
+			continue
+		}
+		// An empty object is the default of what is optional below it.
+		if below, _ := value.(map[string]any); len(below) > 0 && inner.Properties != nil {
+			inner.matches(t, at+"."+name, below)
+		}
+	}
+}
+
+// TestNoRestart: what the agent takes without a restart causes none, and what it does not causes one.
+func TestNoRestart(t *testing.T) {
+	checksum := func(flags ...string) string {
+		return one[appsv1.DaemonSet](t, render(t, flags...), "DaemonSet").Spec.Template.Annotations["checksum/config"]
+	}
+	before := checksum()
+	for value, restarts := range map[string]bool{
+		"agent.cadence.sweep=30s": false, "agent.assume.defaultCaps=CHOWN": false, "agent.log.level=debug": false, "agent.policy.packs[0]=cis": false,
+		"agent.log.format=text": true, "agent.journal.maxBytes=134217728": true, "agent.metrics.port=9999": true,
+	} {
+		if after := checksum(set(value)...); (after != before) != restarts {
+			t.Errorf("%s: restarts %v, want %v", value, after != before, restarts)
+		}
+	}
+}
+
+// TestMemoryLimit: the runtime of Go stays below the limit.
+func TestMemoryLimit(t *testing.T) {
+	for limit, want := range map[string]string{"128Mi": "115MiB", "100Mi": "90MiB", "1Gi": "921MiB"} {
+		pod := one[appsv1.DaemonSet](t, render(t, set("agent.resources.limits.memory="+limit)...), "DaemonSet").Spec.Template.Spec
+		i := slices.IndexFunc(pod.Containers[0].Env, func(e corev1.EnvVar) bool { return e.Name == "GOMEMLIMIT" })
+		if got := pod.Containers[0].Env[i].Value; got != want {
+			t.Errorf("%s: GOMEMLIMIT %s, want %s", limit, got, want)
+		}
+	}
+}
+
+// TestAudit: the agent passes its own audit, but for what exceptions.yaml accepts and says why; and with
+// deepInspection it does not.
+func TestAudit(t *testing.T) {
+	audit := func(manifest string, flags ...string) (string, int) {
+		args := append([]string{"audit", "--manifests", "-", "--fail-on", "info", "-o", "jsonl"}, flags...)
+		for _, pack := range []string{"pss-baseline", "pss-restricted", "cis", "nsa-cisa", "securitycontext", "dangerous", "hygiene"} {
+			args = append(args, "--pack", pack)
+		}
+		stdout, stderr, status := run(t, manifest, program(t), args...)
+		return stdout + stderr, status
+	}
+	exceptions := []string{"--exceptions", "exceptions.yaml"}
+	for _, row := range matrix() {
+		if row.name == "everything" || row.name == "deep_inspection" {
+			continue
+		}
+		if text, status := audit(render(t, row.flags...), exceptions...); status != 0 {
+			t.Errorf("%s: status %d: %s", row.name, status, text)
+		}
+	}
+	if text, status := audit(render(t)); status != 3 {
+		t.Errorf("without exceptions: status %d: %s", status, text)
+	}
+	if text, status := audit(render(t, set("agent.deepInspection=true")...), exceptions...); status != 3 || !strings.Contains(text, "SYS_PTRACE") {
+		t.Errorf("with deepInspection: status %d: %s", status, text)
+	}
+}
+
+// TestHoldsNothing: no runtime gives the agent any capability.
+func TestHoldsNothing(t *testing.T) {
+	stdout, stderr, status := run(t, render(t), program(t), "predict", "-f", "-", "--runtime", "all", "--fail-on", "info", "-o", "json")
+	sets := 0
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			if hex, ok := v["hex"].(string); ok {
+				if sets++; strings.Trim(hex, "0") != "" {
+					t.Errorf("it holds %s", hex)
+				}
+			}
+			for _, inner := range v {
+				walk(inner)
+			}
+		case []any:
+			for _, inner := range v {
+				walk(inner)
+			}
+		}
+	}
+	var told any
+	if err := json.NewDecoder(strings.NewReader(stdout)).Decode(&told); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	walk(told)
+	if status != 0 || sets < 15 { // five of each runtime
+		t.Errorf("status %d, %d sets: %s%s", status, sets, stdout, stderr)
+	}
+}
