@@ -65,16 +65,16 @@ type policyConfig struct {
 }
 
 type apiConfig struct {
-	Socket string    `json:"socket"`
-	TCP    tcpConfig `json:"tcp"`
+	Socket    string    `json:"socket"`
+	Plaintext string    `json:"plaintextLoopback"`
+	TCP       tcpConfig `json:"tcp"`
 }
 
 type tcpConfig struct {
-	Address   string `json:"address"`
-	CertFile  string `json:"certFile"`
-	KeyFile   string `json:"keyFile"`
-	CAFile    string `json:"clientCAFile"`
-	Plaintext bool   `json:"plaintextOnLoopback"`
+	Address  string `json:"address"`
+	CertFile string `json:"certFile"`
+	KeyFile  string `json:"keyFile"`
+	CAFile   string `json:"clientCAFile"`
 }
 
 type healthConfig struct {
@@ -195,6 +195,15 @@ func (c config) validate() error {
 	if c.API.Socket != "" && !filepath.IsAbs(c.API.Socket) {
 		return fmt.Errorf("api.socket: %q is no absolute path", c.API.Socket)
 	}
+	if address := c.API.Plaintext; address != "" {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return fmt.Errorf("api.plaintextLoopback: %w", err)
+		}
+		if !net.ParseIP(host).IsLoopback() {
+			return fmt.Errorf("api.plaintextLoopback: %s is not a loopback address; everywhere else clients need certificates (api.tcp)", host)
+		}
+	}
 	if err := c.API.TCP.validate(); err != nil {
 		return fmt.Errorf("api.tcp: %w", err)
 	}
@@ -224,21 +233,15 @@ func (c config) validate() error {
 func (c tcpConfig) validate() error {
 	files := c.CertFile != "" || c.KeyFile != "" || c.CAFile != ""
 	if c.Address == "" {
-		if files || c.Plaintext {
-			return errors.New("certificates or plaintextOnLoopback without an address")
+		if files {
+			return errors.New("certificates without an address")
 		}
 		return nil
 	}
-	host, _, err := net.SplitHostPort(c.Address)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(c.Address); err != nil {
 		return fmt.Errorf("address: %w", err)
 	}
-	switch loopback := net.ParseIP(host).IsLoopback(); {
-	case c.Plaintext && files:
-		return errors.New("plaintextOnLoopback with certificates: want one of the two")
-	case c.Plaintext && !loopback:
-		return fmt.Errorf("plaintextOnLoopback: %s is not a loopback address; everywhere else clients need certificates", host)
-	case !c.Plaintext && (c.CertFile == "" || c.KeyFile == "" || c.CAFile == ""):
+	if c.CertFile == "" || c.KeyFile == "" || c.CAFile == "" {
 		return errors.New("want certFile, keyFile and clientCAFile: whoever asks over TCP needs a certificate")
 	}
 	return nil

@@ -234,7 +234,7 @@ func (f *forwarding) take(pods map[string]kube.AgentPod) error {
 func (f *forwarding) unconnected(at step, cause error) error {
 	err := cause
 	if at != connecting {
-		err = fmt.Errorf("the agent's port cannot be reached in its pod (%s): it must listen in plaintext on the pod's loopback (api.tcp.plaintextOnLoopback)", said(cause.Error()))
+		err = fmt.Errorf("the agent's port cannot be reached in its pod (%s): it must listen in plaintext on the pod's loopback (api.plaintextLoopback)", said(cause.Error()))
 	}
 	if f.problem != "" {
 		err = fmt.Errorf("%s; %w", f.problem, err)

@@ -128,18 +128,19 @@ func listeners(c config, log *slog.Logger) (open []*rpc.Listener, err error) {
 			return nil, fmt.Errorf("health.address: %w", err)
 		}
 	}
-	switch tcp := c.API.TCP; {
-	case tcp.Address == "":
-	case tcp.Plaintext:
-		err = add(rpc.ListenPlaintext(tcp.Address))
-	default:
-		var files *rpc.Certificates
-		if files, err = rpc.LoadCertificates(rpc.CertificateFiles{Certificate: tcp.CertFile, Key: tcp.KeyFile, ClientCA: tcp.CAFile}, time.Now, log); err == nil {
-			err = add(rpc.ListenTLS(tcp.Address, files))
+	if address := c.API.Plaintext; address != "" {
+		if err := add(rpc.ListenPlaintext(address)); err != nil {
+			return nil, fmt.Errorf("api.plaintextLoopback: %w", err)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("api.tcp: %w", err)
+	if tcp := c.API.TCP; tcp.Address != "" {
+		files, err := rpc.LoadCertificates(rpc.CertificateFiles{Certificate: tcp.CertFile, Key: tcp.KeyFile, ClientCA: tcp.CAFile}, time.Now, log)
+		if err == nil {
+			err = add(rpc.ListenTLS(tcp.Address, files))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("api.tcp: %w", err)
+		}
 	}
 	return open, nil
 }

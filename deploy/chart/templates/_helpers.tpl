@@ -48,6 +48,9 @@ gke: {socket: /run/containerd/containerd.sock, quota: true}
 {{- define "capdrift.agent.config" -}}
 {{- $agent := .Values.agent -}}
 {{- $api := dict "socket" "/run/capdrift/agent.sock" -}}
+{{- if $agent.api.kubectl.enabled -}}
+{{- $_ := set $api "plaintextLoopback" (printf "127.0.0.1:%v" $agent.api.kubectl.port) -}}
+{{- end -}}
 {{- if $agent.api.tcp.enabled -}}
 {{- $_ := set $api "tcp" (dict "address" (printf ":%v" $agent.api.tcp.port) "certFile" "/etc/capdrift-tls/tls.crt" "keyFile" "/etc/capdrift-tls/tls.key" "clientCAFile" "/etc/capdrift-tls/ca.crt") -}}
 {{- end -}}
