@@ -24,16 +24,19 @@ PROTOC_GEN_GO_GRPC := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 PROTOC_TOOLS       := $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https://registry.npmjs.org)
 
-.PHONY: help build demo test checks lint lint-api generate unit node microvm conformance faults fuzz bench bench-agent packages clean
+.PHONY: help build demo demo-cluster test checks lint lint-api generate unit node microvm cluster-test conformance faults fuzz bench bench-agent packages clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/capdrift, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/capdrift ./cmd/capdrift
 
 demo: ## a real node, eleven pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo
+
+demo-cluster: packages ## a real Kubernetes cluster of two nodes to play with, until Ctrl-C (Linux, root, Go, gcc)
+	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo-cluster
 
 test: packages ## everything CI runs: lint, unit tests under the race detector, both real nodes
 	@$(MAKE) --no-print-directory -j2 checks microvm
@@ -72,13 +75,16 @@ generate: $(PROTOC_TOOLS) ## make the Go code of api/*.proto anew
 unit: ## the main module under the race detector; no containers
 	$(GO) test -race -parallel 8 ./...
 
-node: ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
-	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./cluster ./podspec
+node: packages ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
+	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./podspec
+
+cluster-test: packages ## tests on a real cluster of two nodes: pods, users, killed kubelets and nodes (root, Debian)
+	cd e2e && $(E2E) -count=1 ./cluster
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
 	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./conformance
 
-conformance: ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
+conformance: packages ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
 	cd e2e && CAPDRIFT_CONFORMANCE=full $(E2E) -count=1 -v -run '^(TestPredictions|TestEveryCombination)$$' ./conformance ./podspec
 
 faults: ## trouble in full: a minute without a runtime, 100 kills, 10,000 processes, 2,000 containers (root)
@@ -101,9 +107,9 @@ bench-agent: ## how soon the agent tells, 200 times each way, and what it costs 
 	cd e2e && $(E2E) -run '^$$' -bench BenchmarkTold -benchtime 200x ./live
 	cd e2e && $(E2E) -run '^$$' -bench BenchmarkCost -benchtime 600x ./live
 
-# Debian's packages that the tests compare with: capsh and pscap.
+# Debian's packages that the tests compare with, capsh and pscap, and that kube-proxy needs.
 packages:
-	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils; do \
+	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils nft:nftables; do \
 	  command -v $${needed%%:*} >/dev/null 2>&1 || missing="$$missing $${needed##*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \
