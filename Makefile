@@ -40,10 +40,10 @@ PROTOC_GEN_GO_GRPC := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 PROTOC_TOOLS       := $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https://registry.npmjs.org)
 
-.PHONY: help build demo test checks lint lint-api generate unit chart chart-tools manifests image node microvm conformance faults fuzz bench bench-agent packages clean
+.PHONY: help build demo demo-cluster test checks lint lint-api generate unit chart chart-tools manifests image node microvm cluster-test conformance faults fuzz bench bench-agent packages clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Without gRPC's tracing pages, whose templates keep the linker from leaving out what nobody
 # calls, the program is a sixth smaller.
@@ -59,6 +59,9 @@ manifests: chart-tools ## render deploy/install.yaml and deploy/kustomize anew f
 
 demo: ## a real node, fourteen pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo
+
+demo-cluster: packages ## a real Kubernetes cluster of two nodes to play with, until Ctrl-C (Linux, root, Go, gcc)
+	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo-cluster
 
 test: packages ## everything CI runs: lint, unit tests under the race detector, both real nodes
 	@$(MAKE) --no-print-directory -j2 checks microvm
@@ -102,13 +105,16 @@ unit: ## the main module under the race detector; no containers
 chart: chart-tools ## the chart, and what is rendered from it, against Kubernetes' schemas and our own promises
 	$(GO) test -count=1 ./deploy
 
-node: ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
-	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./cluster ./podspec ./image
+node: packages ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
+	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./podspec ./image
+
+cluster-test: packages ## tests on a real cluster of two nodes: pods, users, killed kubelets and nodes (root, Debian)
+	cd e2e && $(E2E) -count=1 ./cluster
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
 	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./conformance
 
-conformance: ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
+conformance: packages ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
 	cd e2e && CAPDRIFT_CONFORMANCE=full $(E2E) -count=1 -v -run '^(TestPredictions|TestEveryCombination)$$' ./conformance ./podspec
 
 faults: ## trouble in full: a minute without a runtime, 100 kills, 10,000 processes, 2,000 containers (root)
@@ -134,9 +140,10 @@ bench-agent: ## how soon the agent tells, 200 times each way, and what it costs 
 
 chart-tools: $(HELM) $(KUBECONFORM) $(KUSTOMIZE) $(PROMQL)
 
-# Debian's packages: capsh and pscap, which the tests compare with, and buildah for the image.
+# Debian's packages: capsh and pscap, which the tests compare with, buildah for the image, and
+# what kube-proxy needs.
 packages:
-	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah; do \
+	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah nft:nftables; do \
 	  command -v $${needed%%:*} >/dev/null 2>&1 || missing="$$missing $${needed##*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \

@@ -34,6 +34,11 @@
 //	serve           obey standard input: "spawn" prints the new child's pid, "kill"
 //	                ends it and prints "gone"
 //
+// # Steps that need a network
+//
+//	listen=PORT     tell every caller "hello from HOSTNAME"
+//	call=HOST:PORT  print what is told there
+//
 // # Steps that end the chain
 //
 //	ready           print the line "ready"
@@ -105,6 +110,8 @@ var steps = map[string]step{
 	"churn":  churn,
 	"serve":  serve,
 	"beat":   beat,
+	"listen": listen,
+	"call":   call,
 	"ready":  func(string, []string) error { _, err := fmt.Println("ready"); return err },
 	"sleep":  func(string, []string) error { select {} },
 	"exit":   func(string, []string) error { os.Exit(0); return nil },

@@ -11,15 +11,16 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
-// URL is the API server's, "https://127.0.0.1:PORT".
-func (c *Cluster) URL() string { return c.api }
+const apiPort = "6443"
+
+// api is the API server's URL.
+func (c *Cluster) api() string { return "https://" + c.plane.address.String() + ":" + apiPort }
 
 // Kubeconfig is the file with which a client of the API is the administrator.
 func (c *Cluster) Kubeconfig() string { return c.path("admin.kubeconfig") }
@@ -28,82 +29,40 @@ func (c *Cluster) Kubeconfig() string { return c.path("admin.kubeconfig") }
 // administrator.
 func (c *Cluster) AdminToken() string { return c.pki.adminToken }
 
-func (c *Cluster) startControlPlane(ctx context.Context) error {
-	ports, err := freePorts(3)
-	if err != nil {
-		return err
-	}
-	local := func(scheme string, port int) string { return scheme + "://127.0.0.1:" + strconv.Itoa(port) }
-	store, peer := local("http", ports[0]), local("http", ports[1])
-	c.api = local("https", ports[2])
+// CA is the file with the certificate of the authority that signed those of the servers.
+func (c *Cluster) CA() string { return c.path("ca.crt") }
 
-	etcd, err := c.start("etcd",
-		"--data-dir", c.path("etcd"), "--unsafe-no-fsync", "--log-level", "warn",
-		"--listen-client-urls", store, "--advertise-client-urls", store,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
+// User is a kubeconfig of somebody whom the API server knows by these names, and who may do what RBAC
+// gives them: nothing yet.
+func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err error) {
+	user, err := c.pki.user(name, groups...)
 	if err != nil {
-		return err
+		return "", err
 	}
-	tokens := fmt.Sprintf("%s,%s,1,system:masters\n%s,system:node:%s,2,system:nodes\n",
-		c.pki.adminToken, adminUser, c.pki.nodeToken, nodeName)
-	if err := os.WriteFile(c.path("tokens.csv"), []byte(tokens), 0o600); err != nil {
-		return err
-	}
-	if err := c.writeKubeconfig(c.Kubeconfig(), adminUser, c.pki.adminToken); err != nil {
-		return err
-	}
-	apiserver, err := c.start("kube-apiserver",
-		"--etcd-servers", store,
-		"--bind-address", "127.0.0.1", "--secure-port", strconv.Itoa(ports[2]),
-		// Without a network there is no other address; and nobody asks for the service.
-		"--advertise-address", "127.0.0.1", "--endpoint-reconciler-type", "none",
-		"--service-cluster-ip-range", "10.0.0.0/24",
-		"--tls-cert-file", c.pki.path("apiserver.crt"), "--tls-private-key-file", c.pki.path("apiserver.key"),
-		"--client-ca-file", c.CA(), "--token-auth-file", c.path("tokens.csv"),
-		"--authorization-mode", "Node,RBAC",
-		"--service-account-issuer", "https://kubernetes.default.svc",
-		"--service-account-key-file", c.pki.path("service-accounts.key"),
-		"--service-account-signing-key-file", c.pki.path("service-accounts.key"),
-		// Nobody makes each namespace's account "default", which it would demand.
-		"--disable-admission-plugins", "ServiceAccount",
-		"--allow-privileged",
-	)
+	text, err := c.kubeconfigFor(user)
 	if err != nil {
-		return err
+		return "", err
 	}
-	for what, path := range map[string]string{
-		"the API server is ready":            "/readyz",
-		"the default namespace is made":      "/api/v1/namespaces/default",
-		"the kubelet's role in RBAC is made": "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node",
-	} {
-		err := node.Until(ctx, what, func() (bool, error) {
-			_, err := c.Request(ctx, http.MethodGet, path, nil)
-			return err == nil, errors.Join(etcd.ended(), apiserver.ended())
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	kubeconfig = c.path(newToken() + ".kubeconfig") // names are anything
+	return kubeconfig, os.WriteFile(kubeconfig, []byte(text), 0o600)
 }
 
-func (c *Cluster) writeKubeconfig(path, user, token string) error {
-	config, err := json.MarshalIndent(map[string]any{
+// kubeconfigFor needs no other file, so that it serves on every machine.
+func (c *Cluster) kubeconfigFor(user credentials) (string, error) {
+	return jsonText(map[string]any{
 		"apiVersion":      "v1",
 		"kind":            "Config",
 		"current-context": "test",
 		"clusters": []any{map[string]any{
-			"name": "test", "cluster": map[string]string{"server": c.api, "certificate-authority": c.CA()},
+			"name": "test", "cluster": map[string]any{"server": c.api(), "certificate-authority-data": []byte(c.pki.ca())},
 		}},
-		"users": []any{map[string]any{"name": user, "user": map[string]string{"token": token}}},
+		"users": []any{map[string]any{"name": "test", "user": map[string]any{
+			"client-certificate-data": []byte(user.certificate), "client-key-data": []byte(user.key),
+		}}},
 		"contexts": []any{map[string]any{
-			"name": "test", "context": map[string]string{"cluster": "test", "user": user},
+			"name": "test", "context": map[string]string{"cluster": "test", "user": "test"},
 		}},
-	}, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, config, 0o600)
+	})
 }
 
 // StatusError says that the API server or the kubelet refused.
@@ -120,7 +79,7 @@ func (e *StatusError) Error() string {
 // Request asks the API as its administrator and returns the answer's body. The body may be
 // JSON or YAML; of a PATCH it is a strategic merge in JSON.
 func (c *Cluster) Request(ctx context.Context, method, path string, body []byte) ([]byte, error) {
-	return c.ask(ctx, method, c.api+path, c.pki.adminToken, body)
+	return c.ask(ctx, method, c.api()+path, c.pki.adminToken, body)
 }
 
 func (c *Cluster) ask(ctx context.Context, method, url, token string, body []byte) ([]byte, error) {
@@ -159,7 +118,7 @@ func (c *Cluster) ask(ctx context.Context, method, url, token string, body []byt
 	return b, nil
 }
 
-// CreateNamespace makes a namespace, which then lasts as long as the cluster.
+// CreateNamespace makes a namespace and waits until pods may be made in it.
 func (c *Cluster) CreateNamespace(ctx context.Context, name string) error {
 	body, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]string{"name": name},
@@ -167,16 +126,31 @@ func (c *Cluster) CreateNamespace(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.Request(ctx, http.MethodPost, "/api/v1/namespaces", body)
-	return err
+	if _, err := c.Request(ctx, http.MethodPost, "/api/v1/namespaces", body); err != nil {
+		return err
+	}
+	ctx, cancel := c.within(ctx, time.Minute)
+	defer cancel()
+	return node.Until(ctx, "namespace "+name+" has an account for pods", func() (bool, error) {
+		return c.exists(ctx, "/api/v1/namespaces/"+name+"/serviceaccounts/default")
+	})
+}
+
+// exists tells whether the API has something.
+func (c *Cluster) exists(ctx context.Context, path string) (bool, error) {
+	_, err := c.Request(ctx, http.MethodGet, path, nil)
+	var refused *StatusError
+	if errors.As(err, &refused) && refused.Code == http.StatusNotFound {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func podPath(namespace, name string) string {
 	return "/api/v1/namespaces/" + namespace + "/pods/" + name
 }
 
-// CreatePod makes a pod of a manifest in JSON or YAML and, unless that names a node, binds it
-// to the only one, as a scheduler would. It returns the pod's name.
+// CreatePod makes a pod of a manifest in JSON or YAML, and returns its name.
 func (c *Cluster) CreatePod(ctx context.Context, namespace string, manifest []byte) (name string, err error) {
 	created, err := c.Request(ctx, http.MethodPost, "/api/v1/namespaces/"+namespace+"/pods", manifest)
 	if err != nil {
@@ -186,40 +160,12 @@ func (c *Cluster) CreatePod(ctx context.Context, namespace string, manifest []by
 	if err := json.Unmarshal(created, &p); err != nil {
 		return "", fmt.Errorf("created pod: %w in %q", err, created)
 	}
-	if p.Spec.NodeName != "" {
-		return p.Metadata.Name, nil
-	}
-	binding, err := json.Marshal(map[string]any{
-		"apiVersion": "v1", "kind": "Binding",
-		"metadata": map[string]string{"name": p.Metadata.Name},
-		"target":   map[string]string{"apiVersion": "v1", "kind": "Node", "name": nodeName},
-	})
-	if err != nil {
-		return "", err
-	}
-	_, err = c.Request(ctx, http.MethodPost, podPath(namespace, p.Metadata.Name)+"/binding", binding)
-	return p.Metadata.Name, err
+	return p.Metadata.Name, nil
 }
 
-// Pod is a pod as JSON: from the API, or from the kubelet where there is none.
+// Pod is a pod as JSON.
 func (c *Cluster) Pod(ctx context.Context, namespace, name string) ([]byte, error) {
-	b, found, err := c.findPod(ctx, namespace, name)
-	if err == nil && !found {
-		err = fmt.Errorf("there is no pod %s/%s", namespace, name)
-	}
-	return b, err
-}
-
-func (c *Cluster) findPod(ctx context.Context, namespace, name string) ([]byte, bool, error) {
-	if !c.cfg.APIServer {
-		return c.kubeletPod(ctx, namespace, name)
-	}
-	b, err := c.Request(ctx, http.MethodGet, podPath(namespace, name), nil)
-	var refused *StatusError
-	if errors.As(err, &refused) && refused.Code == http.StatusNotFound {
-		return nil, false, nil
-	}
-	return b, err == nil, err
+	return c.Request(ctx, http.MethodGet, podPath(namespace, name), nil)
 }
 
 // AwaitRunning waits until all containers of a pod that are to run do, ephemeral ones too,
@@ -229,9 +175,13 @@ func (c *Cluster) AwaitRunning(ctx context.Context, namespace, name string) ([]b
 	defer cancel()
 	var last []byte
 	err := node.Until(ctx, "pod "+namespace+"/"+name+" runs", func() (bool, error) {
-		b, found, err := c.findPod(ctx, namespace, name)
-		if err != nil || !found {
-			return false, err // a static pod comes when the kubelet has seen its file
+		b, err := c.Pod(ctx, namespace, name)
+		var refused *StatusError
+		if errors.As(err, &refused) && refused.Code == http.StatusNotFound {
+			return false, nil // a static pod comes when the kubelet has seen its file
+		}
+		if err != nil {
+			return false, err
 		}
 		last = b
 		var p pod
@@ -270,16 +220,20 @@ func (c *Cluster) DeletePod(ctx context.Context, namespace, name string) error {
 }
 
 // AwaitGone waits until a pod is not there any more: neither in the API nor, as a static
-// pod may be whose file was removed, in the kubelet.
+// pod may be whose file was removed, in a kubelet.
 func (c *Cluster) AwaitGone(ctx context.Context, namespace, name string) error {
 	ctx, cancel := c.within(ctx, time.Minute)
 	defer cancel()
 	err := node.Until(ctx, "pod "+namespace+"/"+name+" is gone", func() (bool, error) {
-		if _, found, err := c.findPod(ctx, namespace, name); err != nil || found {
+		if found, err := c.exists(ctx, podPath(namespace, name)); err != nil || found {
 			return false, err
 		}
-		_, found, err := c.kubeletPod(ctx, namespace, name)
-		return !found, err
+		for _, n := range c.Nodes {
+			if found, err := n.runs(ctx, namespace, name); err != nil || found {
+				return false, err
+			}
+		}
+		return true, nil
 	})
 	if err != nil {
 		return c.withLogs(err)

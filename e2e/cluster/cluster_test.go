@@ -12,40 +12,26 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/capdrift/capdrift/e2e/cluster"
 	"github.com/capdrift/capdrift/e2e/node"
 	"github.com/capdrift/capdrift/e2e/provision"
 )
 
-// start brings up a node and a cluster on it. What it returns closes the
-// cluster, and fails the test if anything is left of it.
-func start(t *testing.T, apiServer bool) (*cluster.Cluster, func()) {
-	t.Helper()
-	needRoot(t)
-	return startFrom(t, apiServer, outside(t))
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("CI must run this as root")
-		}
-		t.Skip("needs root; run: sudo make test")
-	}
-}
-
-// startFrom is start where it has been like before outside of the cluster's folders.
-func startFrom(t *testing.T, apiServer bool, before string) (*cluster.Cluster, func()) {
+// start brings up a cluster, and returns what closes it and fails the test if anything is left.
+func start(t *testing.T) (*cluster.Cluster, func()) {
 	t.Helper()
 	slow := 1.0
 	if s := os.Getenv("CAPDRIFT_E2E_SLOW"); s != "" {
@@ -58,16 +44,7 @@ func startFrom(t *testing.T, apiServer bool, before string) (*cluster.Cluster, f
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := node.Start(t.Context(), node.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), Slow: slow})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	c, err := cluster.Start(t.Context(), n, cluster.Config{Programs: programs, Slow: slow, APIServer: apiServer})
+	c, err := cluster.Start(t.Context(), cluster.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), Slow: slow})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,43 +55,56 @@ func startFrom(t *testing.T, apiServer bool, before string) (*cluster.Cluster, f
 		}
 		closed = true
 		// Else a look that sees nothing would prove nothing.
-		seen := strings.Join(leftBy(t, n), "\n")
-		for _, what := range []string{"process", "mount", "cgroup", "folder"} {
+		seen := strings.Join(leftBy(t, c.Root()), "\n")
+		for _, what := range []string{"process", "cgroup", "interface", "folder"} {
 			if !strings.Contains(seen, what) {
-				t.Errorf("no %s of the running cluster was found", what)
+				t.Errorf("no %s of the running cluster was found in:\n%s", what, seen)
 			}
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, left := range leftBy(t, n) {
-			t.Errorf("left after Close: %s", left)
-		}
-		if after := outside(t); after != before {
-			t.Errorf("outside of its folders it was:\n%s\nand is after Close:\n%s", before, after)
-		}
+		nothingLeft(t, c.Root())
 	}
 	t.Cleanup(closeOnce)
 	return c, closeOnce
 }
 
-// leftBy lists what belongs to a cluster on n: processes, mounts, cgroups, files.
-func leftBy(t *testing.T, n *node.Node) (left []string) {
+func needRoot(t *testing.T) {
 	t.Helper()
-	dir := filepath.Join(n.Root, "cluster")
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("CI must run this as root")
+		}
+		t.Skip("needs root; run: sudo make cluster-test")
+	}
+}
+
+func nothingLeft(t *testing.T, root string) {
+	t.Helper()
+	// The kernel ends a network namespace, with its interfaces, after its last process.
+	await(t, "nothing is left of the cluster", func() (bool, string) {
+		left := leftBy(t, root)
+		return len(left) == 0, strings.Join(left, "\n")
+	})
+}
+
+// leftBy lists what belongs to the cluster of a folder: that, processes, mounts, cgroups, interfaces.
+func leftBy(t *testing.T, root string) (left []string) {
+	t.Helper()
+	if _, err := os.Stat(root); !errors.Is(err, fs.ErrNotExist) {
+		left = append(left, "folder "+root)
+	}
+	name := filepath.Base(root) // which is that of cgroups too, and its end that of the interface
 	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range commands {
-		command, err := os.ReadFile(file)
-		if err == nil && bytes.Contains(command, []byte(dir)) {
+		command, _ := os.ReadFile(file)
+		cgroups, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
+		if bytes.Contains(command, []byte(name)) || bytes.Contains(cgroups, []byte(name)) {
 			left = append(left, fmt.Sprintf("process %s %q", file, command))
-		}
-		// The processes of pods do not name the folder, nor do those on their behalf.
-		cgroups, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
-		if err == nil && bytes.Contains(cgroups, []byte(n.Cgroup+"/cluster")) {
-			left = append(left, fmt.Sprintf("process %s %q in its cgroup", file, command))
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -122,345 +112,435 @@ func leftBy(t *testing.T, n *node.Node) (left []string) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, dir) || strings.Contains(line, n.Root) && strings.Contains(line, "overlay") {
+		if strings.Contains(line, name) {
 			left = append(left, "mount "+line)
 		}
 	}
-	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, _ fs.DirEntry, err error) error {
-		if strings.Contains(path, n.Cgroup+"/cluster") {
-			left = append(left, "cgroup "+path)
-			return filepath.SkipDir
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // somebody else's, gone meanwhile
-		}
-		return err
-	})
+	interfaces, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		left = append(left, "folder "+dir)
+	for _, i := range interfaces {
+		if strings.HasSuffix(i.Name, name[strings.LastIndexByte(name, '-'):]) {
+			left = append(left, "interface "+i.Name)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		groups, err := filepath.Glob(pattern + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range groups {
+			left = append(left, "cgroup "+g)
+		}
 	}
 	return left
 }
 
-// outside is what a kubelet changes elsewhere.
-func outside(t *testing.T) string {
+// await asks for a condition often, for two minutes, and tells what was seen last.
+func await(t *testing.T, what string, holds func() (ok bool, seen string)) {
 	t.Helper()
-	var b strings.Builder
-	for _, dir := range []string{"/var/log/containers", "/var/log/pods", "/var/lib/kubelet", "/usr/libexec/kubernetes", "/etc/kubernetes", "/run/capdrift-e2e-kubelet.json"} {
-		names, err := filepath.Glob(dir + "/*")
-		if err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	var last string
+	err := node.Until(ctx, what, func() (ok bool, err error) {
+		ok, last = holds()
+		return ok, nil
+	})
+	if err != nil {
+		t.Fatalf("%v; last seen:\n%s", err, last)
+	}
+}
+
+// kubectl runs a command as the administrator and returns what it prints.
+func kubectl(t *testing.T, c *cluster.Cluster, stdin string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	return output(t, c.Kubectl(ctx, args...), stdin)
+}
+
+func output(t *testing.T, command *exec.Cmd, stdin string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	command.Stdin, command.Stdout, command.Stderr = strings.NewReader(stdin), &out, &errs
+	if err := command.Run(); err != nil {
+		t.Fatalf("%q: %v\n%s%s", command.Args, err, out.String(), errs.String())
+	}
+	return out.String()
+}
+
+// TestCluster is what people do with a cluster, on one.
+func TestCluster(t *testing.T) {
+	needRoot(t)
+	c, closeCluster := start(t)
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, c *cluster.Cluster)
+	}{
+		{"nodes", testNodes},
+		{"workloads", testWorkloads},
+		{"static_pod", testStaticPod},
+		{"hopeless_pod", testHopelessPod},
+		{"debug", testDebug},
+		{"user_namespace", testUserNamespace},
+		{"network", testNetwork},
+		{"runc_exec", testRuncExec},
+		{"users", testUsers},
+		{"kubelet_port", testKubeletPort},
+		{"kubelet_killed", testKubeletKilled},
+		{"containerd_killed", testContainerdKilled},
+		{"node_killed", testNodeKilled},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, c) })
+	}
+	closeCluster() // with all that still runs
+}
+
+// Each node is one to whoever looks at it from within.
+func testNodes(t *testing.T, c *cluster.Cluster) {
+	list := kubectl(t, c, "", "get", "nodes", "--no-headers")
+	if ready := regexp.MustCompile(`(?m)^worker-[12] +Ready `).FindAllString(list, -1); len(ready) != 2 {
+		t.Errorf("nodes:\n%s", list)
+	}
+	seen := map[string]string{} // which node has it
+	for _, n := range c.Nodes {
+		read := func(command ...string) string {
+			return strings.TrimSpace(output(t, n.Command(t.Context(), command[0], command[1:]...), ""))
+		}
+		if name := read("cat", "/proc/sys/kernel/hostname"); name != n.Name {
+			t.Errorf("the host name of %s is %s", n.Name, name)
+		}
+		for _, own := range []string{
+			read("cat", "/proc/sys/kernel/random/boot_id"), read("cat", "/etc/machine-id"),
+			read("readlink", "/proc/1/ns/mnt"), read("readlink", "/proc/1/ns/net"), read("readlink", "/proc/1/ns/pid"),
+			read("readlink", "/proc/1/ns/uts"), read("readlink", "/proc/1/ns/ipc"), read("readlink", "/proc/1/ns/cgroup"),
+		} {
+			if other, ok := seen[own]; ok {
+				t.Errorf("%s and %s have the same %s", n.Name, other, own)
+			}
+			seen[own] = n.Name
+		}
+		// The node's first process is the machine's, and all others are its own.
+		processes := read("sh", "-c", `for p in /proc/[0-9]*; do echo "$(readlink $p/exe) $(cat $p/cgroup 2>/dev/null | grep ^1:)"; done`)
+		if n := strings.Count(processes, "/opt/programs/kubelet"); n != 1 {
+			t.Errorf("%d kubelets in:\n%s", n, processes)
+		}
+		if n := strings.Count(processes, "/opt/programs/containerd "); n != 1 {
+			t.Errorf("%d containerds in:\n%s", n, processes)
+		}
+		if strings.Contains(processes, "..") || strings.Contains(processes, "etcd") {
+			t.Errorf("%s sees processes of other cgroups:\n%s", n.Name, processes)
+		}
+		if name := read("sh", "-c", "cat /proc/1/cgroup | cut -d: -f3 | sort -u"); name != "/services" {
+			t.Errorf("the cgroup of pid 1 is %q", name)
+		}
+	}
+}
+
+func pod(name, spec string) string {
+	return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + "}\nspec: " + spec + "\n"
+}
+
+func actor(name string, more string, args ...string) string {
+	return fmt.Sprintf("{name: %s, image: %q, imagePullPolicy: Never, args: [%s]%s}", name, node.Image, strings.Join(args, ", "), more)
+}
+
+// The manifests are YAML's flow form, in which one line of Go makes a container.
+var workloads = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      affinity:
+        podAntiAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+          - {topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: web}}}
+      initContainers:
+      - ` + actor("prepare", "", "exit") + `
+      containers:
+      - ` + actor("main", ", readinessProbe: {tcpSocket: {port: 8080}}", "listen=8080", "sleep") + `
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web-pods}
+spec: {selector: {app: web}, clusterIP: None}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: everywhere}
+spec:
+  selector: {matchLabels: {app: everywhere}}
+  template:
+    metadata: {labels: {app: everywhere}}
+    spec:
+      hostPID: true
+      hostNetwork: true
+      terminationGracePeriodSeconds: 1
+      containers:
+      - ` + actor("main", ", livenessProbe: {exec: {command: [/bin/actor, exit]}}", "name=everywhere", "sleep") + `
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: once}
+spec:
+  completions: 2
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - ` + actor("main", "", "ready", "exit") + `
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {matchLabels: {app: nothing}}, policyTypes: [Ingress]}
+`
+
+// podsOf are the pods with a label, by node.
+func podsOf(t *testing.T, c *cluster.Cluster, label string) map[string]string {
+	t.Helper()
+	list := kubectl(t, c, "", "get", "pods", "-l", label, "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{"\n"}{end}`)
+	found := map[string]string{}
+	for line := range strings.Lines(list) {
+		on, name, _ := strings.Cut(strings.TrimSpace(line), " ")
+		found[on] = name
+	}
+	return found
+}
+
+func testWorkloads(t *testing.T, c *cluster.Cluster) {
+	kubectl(t, c, workloads, "apply", "-f", "-")
+	kubectl(t, c, "", "rollout", "status", "deployment/web", "--timeout=2m")
+	kubectl(t, c, "", "rollout", "status", "daemonset/everywhere", "--timeout=2m")
+	kubectl(t, c, "", "wait", "job/once", "--for=condition=Complete", "--timeout=2m")
+	for _, label := range []string{"app=web", "app=everywhere"} {
+		if pods := podsOf(t, c, label); len(pods) != 2 || pods["worker-1"] == "" || pods["worker-2"] == "" {
+			t.Errorf("pods of %s by node: %v", label, pods)
+		}
+	}
+	if log := kubectl(t, c, "", "logs", "job/once"); log != "ready\n" {
+		t.Errorf("the job's log is %q", log)
+	}
+}
+
+func testStaticPod(t *testing.T, c *cluster.Cluster) {
+	for _, n := range c.Nodes {
+		if err := n.WriteStatic("fixed", []byte(pod("fixed", "{hostNetwork: true, containers: ["+actor("main", "", "sleep")+"]}"))); err != nil {
 			t.Fatal(err)
 		}
-		_, err = os.Stat(dir)
-		fmt.Fprintln(&b, dir, err == nil, names)
 	}
-	for _, setting := range []string{
-		"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-		"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
-	} {
-		value, err := os.ReadFile("/proc/sys/" + setting)
-		fmt.Fprintf(&b, "%s %s %v\n", setting, bytes.TrimSpace(value), err)
-	}
-	return b.String()
-}
-
-// The pod's volume is one that the kubelet mounts: memory.
-var podManifest = []byte(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: mixed
-spec:
-  hostNetwork: true
-  volumes:
-  - name: memory
-    emptyDir: {medium: Memory}
-  initContainers:
-  - name: prepare
-    image: ` + node.Image + `
-    imagePullPolicy: Never
-    args: [exit]
-    securityContext:
-      capabilities: {add: [NET_ADMIN]}
-  - name: sidecar
-    image: ` + node.Image + `
-    imagePullPolicy: Never
-    restartPolicy: Always
-    securityContext:
-      capabilities: {drop: [ALL]}
-  containers:
-  - name: main
-    image: ` + node.Image + `
-    imagePullPolicy: Never
-    volumeMounts: [{name: memory, mountPath: /tmp}]
-    securityContext:
-      runAsUser: 1000
-      allowPrivilegeEscalation: false
-`)
-
-const debugger = `{"name": "debugger", "image": "` + node.Image + `", "imagePullPolicy": "Never",
-	"targetContainerName": "main", "securityContext": {"privileged": true}}`
-
-// What the tests read of a pod.
-type pod struct {
-	Metadata struct{ Namespace, Name, UID string }
-	Spec     struct {
-		InitContainers, Containers, EphemeralContainers []struct {
-			Name            string
-			SecurityContext struct {
-				Privileged, AllowPrivilegeEscalation *bool
-
-				RunAsUser    *int
-				Capabilities struct{ Add, Drop []string }
-			}
+	for _, n := range c.Nodes {
+		if _, err := c.AwaitRunning(t.Context(), "default", "fixed-"+n.Name); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.RemoveStatic("fixed"); err != nil {
+			t.Fatal(err)
 		}
 	}
-	Status struct {
-		Phase string
-
-		InitContainerStatuses, ContainerStatuses, EphemeralContainerStatuses []struct{ Name, ContainerID string }
-	}
-}
-
-func TestAPIServer(t *testing.T) {
-	c, closeCluster := start(t, true)
-	ctx := t.Context()
-	if err := c.CreateNamespace(ctx, "team"); err != nil {
-		t.Fatal(err)
-	}
-	name, err := c.CreatePod(ctx, "team", podManifest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.AwaitRunning(ctx, "team", name); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.AddEphemeral(ctx, "team", name, []byte(debugger)); err != nil {
-		t.Fatal(err)
-	}
-	fromAPI, err := c.AwaitRunning(ctx, "team", name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkMixed(t, "the API", fromAPI)
-
-	list, err := c.KubeletPods(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkMixed(t, "the kubelet", only(t, list))
-
-	certificate, err := tls.LoadX509KeyPair(c.AdminCertificate())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, way := range []struct {
-		name        string
-		token       string
-		certificate []tls.Certificate
-		status      int
-	}{
-		{"the administrator's token", c.AdminToken(), nil, http.StatusOK},
-		{"the administrator's certificate", "", []tls.Certificate{certificate}, http.StatusOK},
-		{"the token of an account with the role", account(t, c, "reader", true), nil, http.StatusOK},
-		{"the token of an account without a role", account(t, c, "stranger", false), nil, http.StatusForbidden},
-		{"another token", "wrong", nil, http.StatusUnauthorized},
-		{"nothing", "", nil, http.StatusUnauthorized},
-	} {
-		status, body := secure(t, c, way.token, way.certificate)
-		if status != way.status {
-			t.Errorf("the kubelet's secure port with %s answers %d: %s", way.name, status, body)
-		} else if status == http.StatusOK {
-			checkMixed(t, "the kubelet's secure port", only(t, body))
+	for _, n := range c.Nodes {
+		if err := c.AwaitGone(t.Context(), "default", "fixed-"+n.Name); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := c.DeletePod(ctx, "team", name); err != nil {
-		t.Fatal(err)
-	}
-	// And once more with a pod that still runs.
-	if name, err = c.CreatePod(ctx, "default", podManifest); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.AwaitRunning(ctx, "default", name); err != nil {
-		t.Fatal(err)
-	}
-	closeCluster()
-}
-
-func TestStaticPodAlone(t *testing.T) {
-	c, closeCluster := start(t, false)
-	ctx := t.Context()
-	if err := c.WriteStatic("mixed", podManifest); err != nil {
-		t.Fatal(err)
-	}
-	name := "mixed-" + c.NodeName()
-	b, err := c.AwaitRunning(ctx, "default", name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var p pod
-	if err := json.Unmarshal(b, &p); err != nil {
-		t.Fatal(err)
-	}
-	if len(p.Status.ContainerStatuses) != 1 || !strings.HasPrefix(p.Status.ContainerStatuses[0].ContainerID, "containerd://") {
-		t.Errorf("statuses of containers: %+v", p.Status.ContainerStatuses)
-	}
-	certificate, err := tls.LoadX509KeyPair(c.AdminCertificate())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status, body := secure(t, c, "", []tls.Certificate{certificate}); status != http.StatusOK {
-		t.Errorf("the secure port answers %d: %s", status, body)
-	}
-	if status, body := secure(t, c, "", nil); status != http.StatusUnauthorized {
-		t.Errorf("the secure port answers %d without a certificate: %s", status, body)
-	}
-	if err := c.WriteStatic("short", bytes.Replace(podManifest, []byte("name: mixed"), []byte("name: short"), 1)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.AwaitRunning(ctx, "default", "short-"+c.NodeName()); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.RemoveStatic("short"); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.AwaitGone(ctx, "default", "short-"+c.NodeName()); err != nil {
-		t.Fatal(err)
-	}
-	closeCluster()
 }
 
 // A pod that cannot run is told at once, with the reason.
-func TestHopelessPod(t *testing.T) {
-	c, _ := start(t, false)
-	manifest := bytes.Replace(podManifest, []byte(node.Image), []byte("capdrift.test/absent:1"), 1)
-	if err := c.WriteStatic("hopeless", manifest); err != nil {
+func testHopelessPod(t *testing.T, c *cluster.Cluster) {
+	manifest := strings.ReplaceAll(pod("hopeless", "{containers: ["+actor("main", "", "sleep")+"]}"), node.Image, "capdrift.test/absent:1")
+	name, err := c.CreatePod(t.Context(), "default", []byte(manifest))
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err := c.AwaitRunning(t.Context(), "default", "mixed-"+c.NodeName())
+	_, err = c.AwaitRunning(t.Context(), "default", name)
 	if err == nil || errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "ErrImageNeverPull") {
 		t.Errorf("got %v, want the kubelet's ErrImageNeverPull", err)
 	}
-}
-
-// What a killed owner left, the next one removes.
-func TestKilledOwner(t *testing.T) {
-	needRoot(t)
-	const dies = "CAPDRIFT_E2E_CLUSTER_DIES"
-	if os.Getenv(dies) != "" {
-		c, _ := start(t, false)
-		if err := c.WriteStatic("mixed", podManifest); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.AwaitRunning(t.Context(), "default", "mixed-"+c.NodeName()); err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	before := outside(t)
-	owner := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$")
-	owner.Env = append(os.Environ(), dies+"=1")
-	if out, err := owner.CombinedOutput(); err == nil || owner.ProcessState.ExitCode() != -1 {
-		t.Fatalf("the owner was not killed: %v\n%s", err, out)
-	}
-	if outside(t) == before {
-		t.Error("the killed owner left nothing")
-	}
-	_, closeCluster := startFrom(t, false, before)
-	closeCluster()
-}
-
-// only is the one pod of a list.
-func only(t *testing.T, list []byte) []byte {
-	t.Helper()
-	var pods struct{ Items []json.RawMessage }
-	if err := json.Unmarshal(list, &pods); err != nil {
-		t.Fatal(err)
-	}
-	if len(pods.Items) != 1 {
-		t.Fatalf("got %d pods, want one: %s", len(pods.Items), list)
-	}
-	return pods.Items[0]
-}
-
-func checkMixed(t *testing.T, from string, b []byte) {
-	t.Helper()
-	var p pod
-	if err := json.Unmarshal(b, &p); err != nil {
-		t.Fatal(err)
-	}
-	if p.Metadata.Namespace != "team" || p.Metadata.Name != "mixed" || p.Status.Phase != "Running" {
-		t.Errorf("%s tells of pod %+v, phase %s", from, p.Metadata, p.Status.Phase)
-	}
-	if len(p.Spec.InitContainers) != 2 || len(p.Spec.Containers) != 1 || len(p.Spec.EphemeralContainers) != 1 {
-		t.Fatalf("%s tells of containers %+v", from, p.Spec)
-	}
-	if add := p.Spec.InitContainers[0].SecurityContext.Capabilities.Add; len(add) != 1 || add[0] != "NET_ADMIN" {
-		t.Errorf("%s: the init container adds %v", from, add)
-	}
-	if drop := p.Spec.InitContainers[1].SecurityContext.Capabilities.Drop; len(drop) != 1 || drop[0] != "ALL" {
-		t.Errorf("%s: the sidecar drops %v", from, drop)
-	}
-	if user := p.Spec.Containers[0].SecurityContext.RunAsUser; user == nil || *user != 1000 {
-		t.Errorf("%s: the main container runs as %v", from, user)
-	}
-	if privileged := p.Spec.EphemeralContainers[0].SecurityContext.Privileged; privileged == nil || !*privileged {
-		t.Errorf("%s: the ephemeral container is not privileged", from)
-	}
-	if len(p.Status.InitContainerStatuses) != 2 || len(p.Status.ContainerStatuses) != 1 || len(p.Status.EphemeralContainerStatuses) != 1 {
-		t.Errorf("%s tells of statuses %+v", from, p.Status)
+	if err := c.DeletePod(t.Context(), "default", name); err != nil {
+		t.Error(err)
 	}
 }
 
-// account makes a service account, which may read the kubelet's pods or nothing, and
-// returns a token of it.
-func account(t *testing.T, c *cluster.Cluster, name string, reads bool) (token string) {
-	t.Helper()
-	post := func(path, body string) (answer []byte) {
-		answer, err := c.Request(t.Context(), http.MethodPost, path, []byte(body))
+// kubectl debug gives whoever may use it a container with everything.
+func testDebug(t *testing.T, c *cluster.Cluster) {
+	for on, name := range podsOf(t, c, "app=web") {
+		kubectl(t, c, "", "debug", name, "--profile=sysadmin", "--image="+node.Image, "--container=debugger", "--target=main", "--", "/bin/actor", "name=debugger", "ready", "sleep")
+		b, err := c.AwaitRunning(t.Context(), "default", name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return answer
+		if !bytes.Contains(b, []byte(`"privileged":true`)) {
+			t.Errorf("the debugger is not privileged: %s", b)
+		}
+		holds := output(t, nodeNamed(c, on).Command(t.Context(), "sh", "-c", "grep -l '^Name:.debugger' /proc/[0-9]*/status | xargs grep CapEff; grep CapEff /proc/1/status"), "")
+		if all := strings.Fields(holds); len(all) != 4 || all[1] != all[3] {
+			t.Errorf("the debugger on %s and its pid 1 hold:\n%s", on, holds)
+		}
 	}
-	const accounts, roles = "/api/v1/namespaces/team/serviceaccounts", "/apis/rbac.authorization.k8s.io/v1/clusterroles"
-	post(accounts, `
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: `+name+`}
-`)
-	if reads {
-		post(roles, `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: `+name+`}
-rules:
-- {apiGroups: [""], resources: [nodes/pods], verbs: [get]}
-`)
-		post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: `+name+`}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: `+name+`}
-subjects:
-- {kind: ServiceAccount, namespace: team, name: `+name+`}
-`)
-	}
-	var request struct{ Status struct{ Token string } }
-	answer := post(accounts+"/"+name+"/token", `{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}`)
-	if err := json.Unmarshal(answer, &request); err != nil || request.Status.Token == "" {
-		t.Fatalf("no token: %v in %s", err, answer)
-	}
-	return request.Status.Token
 }
 
-// secure asks the kubelet's authenticated port for the pods.
-func secure(t *testing.T, c *cluster.Cluster, token string, certificates []tls.Certificate) (status int, body []byte) {
+func nodeNamed(c *cluster.Cluster, name string) *cluster.Node {
+	return c.Nodes[slices.IndexFunc(c.Nodes, func(n *cluster.Node) bool { return n.Name == name })]
+}
+
+func testUserNamespace(t *testing.T, c *cluster.Cluster) {
+	name, err := c.CreatePod(t.Context(), "default", []byte(pod("apart", "{hostUsers: false, terminationGracePeriodSeconds: 1, containers: ["+actor("main", "", "sleep")+"]}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AwaitRunning(t.Context(), "default", name); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.DeletePod(t.Context(), "default", name); err != nil {
+		t.Error(err)
+	}
+}
+
+// Every pod reaches every other, and people reach pods through the API.
+func testNetwork(t *testing.T, c *cluster.Cluster) {
+	web := podsOf(t, c, "app=web")
+	call := func(caller, address string) string {
+		return kubectl(t, c, "", "exec", caller, "-c", "main", "--", "/bin/actor", "call="+address, "exit")
+	}
+	for from, caller := range web {
+		for on, name := range web {
+			address := kubectl(t, c, "", "get", "pod", name, "-o", "jsonpath={.status.podIP}")
+			if told, want := call(caller, address+":8080"), "hello from "+name+"\n"; told != want {
+				t.Errorf("from %s a call of the pod on %s is told %q, want %q", from, on, told, want)
+			}
+		}
+	}
+	for on, name := range web {
+		if told, want := forward(t, c, name), "hello from "+name+"\n"; told != want {
+			t.Errorf("through the API the pod on %s tells %q, want %q", on, told, want)
+		}
+		for _, service := range []string{"web:80", "web-pods.default.svc.cluster.local:8080"} {
+			if told := call(name, service); !strings.HasPrefix(told, "hello from web-") {
+				t.Errorf("from %s the service %s tells %q", on, service, told)
+			}
+		}
+		// To who is silent the API server says nothing.
+		if told := call(name, "kubernetes.default.svc:443"); told != "" {
+			t.Errorf("from %s the API server tells %q", on, told)
+		}
+	}
+}
+
+// forward calls a pod by kubectl port-forward.
+func forward(t *testing.T, c *cluster.Cluster, name string) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	command := c.Kubectl(ctx, "port-forward", name, ":8080")
+	out, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = command.Wait() // killed
+	}()
+	var address string
+	if _, err := fmt.Fscanf(out, "Forwarding from %s", &address); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	told, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(told)
+}
+
+// The tests put processes into containers behind the kubelet's back.
+func testRuncExec(t *testing.T, c *cluster.Cluster) {
+	for on, name := range podsOf(t, c, "app=web") {
+		id := kubectl(t, c, "", "get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+		id = strings.TrimPrefix(id, "containerd://")
+		n := nodeNamed(c, on)
+		// Its output is nobody's: who waited for its end would wait for the intruder's.
+		if err := n.Command(t.Context(), "runc", "--root", cluster.RuncRoot, "exec", "--detach", "--cap", "CAP_SYS_TIME", id, "/bin/actor", "name=intruder", "sleep").Run(); err != nil {
+			t.Fatal(err)
+		}
+		holds := output(t, n.Command(t.Context(), "sh", "-c", "grep -l '^Name:.intruder' /proc/[0-9]*/status | xargs grep CapEff"), "")
+		effective, err := strconv.ParseUint(strings.TrimSpace(strings.TrimPrefix(holds, "CapEff:")), 16, 64)
+		if err != nil || effective&(1<<25) == 0 {
+			t.Errorf("the intruder holds %q, want CAP_SYS_TIME, bit 25", holds)
+		}
+	}
+}
+
+func testUsers(t *testing.T, c *cluster.Cluster) {
+	kubeconfig, err := c.User("jane", "readers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(what string) (string, error) {
+		out, err := c.KubectlAs(t.Context(), kubeconfig, "get", what).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := get("pods"); err == nil || !strings.Contains(out, `User "jane" cannot list resource "pods"`) {
+		t.Errorf("before she has a role jane gets: %v %s", err, out)
+	}
+	kubectl(t, c, "", "create", "role", "reader", "--verb=get,list", "--resource=pods")
+	kubectl(t, c, "", "create", "rolebinding", "reader", "--role=reader", "--group=readers")
+	// The API server learns of roles as everybody else does.
+	await(t, "jane may list pods", func() (bool, string) {
+		out, err := get("pods")
+		return err == nil, out
+	})
+	if out, err := get("secrets"); err == nil {
+		t.Errorf("jane gets secrets: %s", out)
+	}
+}
+
+// The kubelet asks who calls, and the API what they may do.
+func testKubeletPort(t *testing.T, c *cluster.Cluster) {
+	kubectl(t, c, "", "create", "serviceaccount", "reader")
+	kubectl(t, c, "", "create", "serviceaccount", "stranger")
+	kubectl(t, c, "", "create", "clusterrole", "pods-of-kubelets", "--verb=get", "--resource=nodes/pods")
+	kubectl(t, c, "", "create", "clusterrolebinding", "pods-of-kubelets", "--clusterrole=pods-of-kubelets", "--serviceaccount=default:reader")
+	token := func(account string) string { return kubectl(t, c, "", "create", "token", account) }
+	for _, way := range []struct {
+		name   string
+		token  string
+		status int
+	}{
+		{"the administrator's token", c.AdminToken(), http.StatusOK},
+		{"the token of an account with the role", token("reader"), http.StatusOK},
+		{"the token of an account without a role", token("stranger"), http.StatusForbidden},
+		{"another token", "wrong", http.StatusUnauthorized},
+		{"nothing", "", http.StatusUnauthorized},
+	} {
+		for _, n := range c.Nodes {
+			if status, body := secure(t, c, n, strings.TrimSpace(way.token)); status != way.status {
+				t.Errorf("the kubelet of %s with %s answers %d: %s", n.Name, way.name, status, body)
+			} else if status == http.StatusOK && !json.Valid(body) {
+				t.Errorf("the kubelet of %s answers %s", n.Name, body)
+			}
+		}
+	}
+}
+
+// secure asks a kubelet's authenticated port for the pods.
+func secure(t *testing.T, c *cluster.Cluster, n *cluster.Node, token string) (status int, body []byte) {
 	t.Helper()
 	ca, err := os.ReadFile(c.CA())
 	if err != nil {
@@ -468,9 +548,9 @@ func secure(t *testing.T, c *cluster.Cluster, token string, certificates []tls.C
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: certificates}}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 	defer transport.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.KubeletSecureURL()+"/pods", nil)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, n.KubeletSecureURL()+"/pods", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,4 +566,170 @@ func secure(t *testing.T, c *cluster.Cluster, token string, certificates []tls.C
 		t.Fatal(err)
 	}
 	return answer.StatusCode, body
+}
+
+// restarts tells how often a pod's container was started again, and whether it runs.
+func restarts(t *testing.T, c *cluster.Cluster, name string) (count int, runs bool) {
+	t.Helper()
+	b, err := c.Pod(t.Context(), "default", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p struct {
+		Status struct {
+			ContainerStatuses []struct {
+				RestartCount int
+				Ready        bool
+			}
+		}
+	}
+	if err := json.Unmarshal(b, &p); err != nil || len(p.Status.ContainerStatuses) == 0 {
+		t.Fatalf("pod %s: %v in %s", name, err, b)
+	}
+	return p.Status.ContainerStatuses[0].RestartCount, p.Status.ContainerStatuses[0].Ready
+}
+
+// endContainer kills the first process of the DaemonSet's container on a node, as a fault does of
+// which nobody tells.
+func endContainer(t *testing.T, c *cluster.Cluster, n *cluster.Node) (pod string) {
+	t.Helper()
+	pod = podsOf(t, c, "app=everywhere")[n.Name]
+	uid := kubectl(t, c, "", "get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range commands {
+		command, _ := os.ReadFile(file)
+		cgroups, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
+		if !bytes.Contains(cgroups, []byte("pod"+uid)) || string(command) != "/bin/actor\x00name=everywhere\x00sleep\x00" {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		return pod
+	}
+	t.Fatalf("no process of pod %s", pod)
+	return ""
+}
+
+func awaitRestarted(t *testing.T, c *cluster.Cluster, name string, before int) {
+	t.Helper()
+	await(t, "pod "+name+" is started again", func() (bool, string) {
+		count, runs := restarts(t, c, name)
+		return count > before && runs, fmt.Sprintf("%d restarts, ready: %v", count, runs)
+	})
+}
+
+func testKubeletKilled(t *testing.T, c *cluster.Cluster) {
+	n := c.Nodes[0]
+	if err := n.StopKubelet(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := restarts(t, c, podsOf(t, c, "app=everywhere")[n.Name])
+	name := endContainer(t, c, n)
+	if err := n.AwaitReady(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartKubelet(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	awaitRestarted(t, c, name, before)
+}
+
+func testContainerdKilled(t *testing.T, c *cluster.Cluster) {
+	n := c.Nodes[0]
+	if err := n.StopContainerd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := restarts(t, c, podsOf(t, c, "app=everywhere")[n.Name])
+	name := endContainer(t, c, n)
+	if err := n.StartContainerd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	awaitRestarted(t, c, name, before)
+	if err := n.AwaitReady(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testNodeKilled(t *testing.T, c *cluster.Cluster) {
+	n := c.Nodes[1]
+	boot := func() string {
+		return kubectl(t, c, "", "get", "node", n.Name, "-o", "jsonpath={.status.nodeInfo.bootID}")
+	}
+	first := boot()
+	name := podsOf(t, c, "app=everywhere")[n.Name]
+	before, _ := restarts(t, c, name)
+	if err := n.PowerOff(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Command(t.Context(), "true").Run(); err == nil {
+		t.Error("a node without power carries out a command")
+	}
+	if err := n.AwaitReady(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	awaitRestarted(t, c, name, before)
+	if again := boot(); again == first {
+		t.Errorf("the boot id is %s as before", again)
+	}
+	// Its pods have a network again.
+	kubectl(t, c, "", "rollout", "status", "deployment/web", "--timeout=2m")
+	web := podsOf(t, c, "app=web")[n.Name]
+	await(t, "the node's pod answers", func() (bool, string) {
+		told := forward(t, c, web)
+		return told == "hello from "+web+"\n", told
+	})
+}
+
+// A killed owner takes the machines along; the next one removes the rest.
+func TestKilledOwner(t *testing.T) {
+	needRoot(t)
+	const dies = "CAPDRIFT_E2E_CLUSTER_DIES"
+	if note := os.Getenv(dies); note != "" {
+		c, _ := start(t)
+		if err := os.WriteFile(note, []byte(c.Root()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note := filepath.Join(t.TempDir(), "root")
+	owner := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$")
+	owner.Env = append(os.Environ(), dies+"="+note)
+	if out, err := owner.CombinedOutput(); err == nil || owner.ProcessState.ExitCode() != -1 {
+		t.Fatalf("the owner was not killed: %v\n%s", err, out)
+	}
+	noted, err := os.ReadFile(note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := string(noted)
+	await(t, "only files and cgroups are left", func() (bool, string) {
+		left := slices.DeleteFunc(leftBy(t, root), func(l string) bool {
+			return strings.HasPrefix(l, "folder") || strings.HasPrefix(l, "cgroup")
+		})
+		return len(left) == 0, strings.Join(left, "\n")
+	})
+	if len(leftBy(t, root)) == 0 {
+		t.Error("the killed owner left nothing")
+	}
+	next, err := node.NewFolder(t.Context(), os.Getenv("CAPDRIFT_E2E_ROOT"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, root)
 }

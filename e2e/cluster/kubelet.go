@@ -7,70 +7,49 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
-	"path/filepath"
-	"strconv"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/capdrift/capdrift/e2e/node"
 )
 
-type kubeletPorts struct{ secure, readOnly int }
+// Places on a node.
+const (
+	kubeletFile     = "/etc/kubernetes/kubelet.json"
+	proxyKubeconfig = "/etc/kubernetes/kube-proxy.kubeconfig"
+	manifests       = "/etc/kubernetes/manifests"
+)
 
-// KubeletURL is the kubelet's read-only port, which anybody may ask: "http://127.0.0.1:PORT".
-func (c *Cluster) KubeletURL() string {
-	return "http://127.0.0.1:" + strconv.Itoa(c.kubelet.readOnly)
-}
+// KubeletURL is the kubelet's read-only port, which anybody may ask: "http://ADDRESS:PORT".
+func (n *Node) KubeletURL() string { return "http://" + n.Address() + ":10255" }
 
-// KubeletSecureURL is the kubelet's authenticated port, "https://127.0.0.1:PORT". It
-// takes the administrator's certificate and, with an API server, which it then asks who
-// may do what, bearer tokens too: the administrator's and those of service accounts. To
-// read /pods an account needs the verb get of the resource nodes/pods or nodes/proxy.
-func (c *Cluster) KubeletSecureURL() string {
-	return "https://127.0.0.1:" + strconv.Itoa(c.kubelet.secure)
-}
+// KubeletSecureURL is the kubelet's authenticated port, "https://ADDRESS:PORT". It takes
+// certificates of the cluster's authority and bearer tokens: the administrator's and those of
+// service accounts. To read /pods an account needs the verb get of the resource nodes/pods or
+// nodes/proxy.
+func (n *Node) KubeletSecureURL() string { return "https://" + n.Address() + ":10250" }
 
-// CA is the file with the certificate of the authority that signed those of the servers.
-func (c *Cluster) CA() string { return c.pki.path("ca.crt") }
-
-// AdminCertificate names the files of a client's certificate and key for every server.
-func (c *Cluster) AdminCertificate() (certificate, key string) {
-	return c.pki.path("admin.crt"), c.pki.path("admin.key")
-}
-
-// config is kubelet.config.k8s.io/v1beta1; the file may be JSON.
-func (c *Cluster) kubeletConfig() map[string]any {
-	authorization := "AlwaysAllow" // of who has a certificate; nobody could be asked
-	if c.cfg.APIServer {
-		authorization = "Webhook"
-	}
+// kubeletConfig is kubelet.config.k8s.io/v1beta1; the file may be JSON.
+func kubeletConfig(nameServer netip.Addr) map[string]any {
 	return map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1",
 		"kind":       "KubeletConfiguration",
 
-		"containerRuntimeEndpoint": c.node.Endpoint(),
-		"staticPodPath":            c.path("static"),
-		"podLogsDir":               c.path("logs"),
-		"volumePluginDir":          c.path("plugins"),
-		// No name server: pods have the host's network, and not every machine has the file.
-		"resolvConf": "",
+		"containerRuntimeEndpoint": "unix://" + RuntimeSocket,
+		"staticPodPath":            manifests,
+		"clusterDNS":               []string{nameServer.String()},
+		"clusterDomain":            "cluster.local",
+		"volumePluginDir":          "/var/lib/kubelet/plugins", // its default is in /usr
 
-		"address":           "127.0.0.1",
-		"port":              c.kubelet.secure,
-		"readOnlyPort":      c.kubelet.readOnly,
-		"healthzPort":       0, // the read-only port tells too
-		"tlsCertFile":       c.pki.path("kubelet.crt"),
-		"tlsPrivateKeyFile": c.pki.path("kubelet.key"),
+		"readOnlyPort":      10255,
+		"tlsCertFile":       pkiFolder + "kubelet.crt",
+		"tlsPrivateKeyFile": pkiFolder + "kubelet.key",
 		"authentication": map[string]any{
 			"anonymous": map[string]any{"enabled": false},
-			"webhook":   map[string]any{"enabled": c.cfg.APIServer},
-			"x509":      map[string]any{"clientCAFile": c.CA()},
+			"webhook":   map[string]any{"enabled": true},
+			"x509":      map[string]any{"clientCAFile": pkiFolder + "ca.crt"},
 		},
-		"authorization": map[string]any{"mode": authorization},
+		"authorization": map[string]any{"mode": "Webhook"},
 
 		"cgroupDriver":           "cgroupfs",
-		"cgroupRoot":             c.cgroup(),
 		"failCgroupV1":           false,
 		"enforceNodeAllocatable": []string{},
 		"failSwapOn":             false,
@@ -84,8 +63,7 @@ func (c *Cluster) kubeletConfig() map[string]any {
 		},
 		"imageGCHighThresholdPercent": 100,
 
-		"makeIPTablesUtilChains": false, // the host's
-		"protectKernelDefaults":  false,
+		"makeIPTablesUtilChains": false, // kube-proxy uses nftables
 
 		"syncFrequency":             "1s",
 		"fileCheckFrequency":        "1s",
@@ -93,106 +71,41 @@ func (c *Cluster) kubeletConfig() map[string]any {
 	}
 }
 
-func (c *Cluster) startKubelet(ctx context.Context) error {
-	ports, err := freePorts(2)
-	if err != nil {
-		return err
-	}
-	c.kubelet = kubeletPorts{secure: ports[0], readOnly: ports[1]}
-	for _, dir := range []string{"static", "logs", "plugins", "kubelet"} {
-		if err := os.Mkdir(c.path(dir), 0o755); err != nil {
-			return err
-		}
-	}
-	if err := shareMounts(c.path("kubelet")); err != nil {
-		return fmt.Errorf("share the kubelet's folder: %w", err)
-	}
-	config, err := json.MarshalIndent(c.kubeletConfig(), "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(c.path("kubelet.json"), config, 0o600); err != nil {
-		return err
-	}
-	args := []string{
-		"--config", c.path("kubelet.json"), "--root-dir", c.path("kubelet"), "--cert-dir", c.path("pki"),
-		"--hostname-override", nodeName, "--v", "2",
-	}
-	if c.cfg.APIServer {
-		path := c.path("kubelet.kubeconfig")
-		if err := c.writeKubeconfig(path, "system:node:"+nodeName, c.pki.nodeToken); err != nil {
-			return err
-		}
-		args = append(args, "--kubeconfig", path)
-	}
-	s, err := c.start("kubelet", args...)
-	if err != nil {
-		return err
-	}
-	err = node.Until(ctx, "the kubelet is healthy", func() (bool, error) {
-		_, err := c.ask(ctx, http.MethodGet, c.KubeletURL()+"/healthz", "", nil)
-		return err == nil, s.ended()
-	})
-	if err != nil || !c.cfg.APIServer {
-		return err
-	}
-	return node.Until(ctx, "the kubelet has registered its node", func() (bool, error) {
-		_, err := c.Request(ctx, http.MethodGet, "/api/v1/nodes/"+nodeName, nil)
-		return err == nil, s.ended()
-	})
-}
-
 // KubeletPods is what the kubelet answers on /pods: a PodList.
-func (c *Cluster) KubeletPods(ctx context.Context) ([]byte, error) {
-	return c.ask(ctx, http.MethodGet, c.KubeletURL()+"/pods", "", nil)
+func (n *Node) KubeletPods(ctx context.Context) ([]byte, error) {
+	return n.cluster.ask(ctx, http.MethodGet, n.KubeletURL()+"/pods", "", nil)
 }
 
 // WriteStatic makes a static pod of a manifest in JSON or YAML, or changes it. The
 // kubelet appends "-" and its node's name to the pod's.
-func (c *Cluster) WriteStatic(name string, manifest []byte) error {
+func (n *Node) WriteStatic(name string, manifest []byte) error {
 	// Renamed, lest the kubelet reads half of it. It ignores names that begin with a dot.
-	tmp := c.path("static", "."+name)
+	tmp := n.Path(manifests, "."+name)
 	if err := os.WriteFile(tmp, manifest, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(tmp, c.staticFile(name))
+	return os.Rename(tmp, n.staticFile(name))
 }
 
 // RemoveStatic ends a static pod.
-func (c *Cluster) RemoveStatic(name string) error { return os.Remove(c.staticFile(name)) }
+func (n *Node) RemoveStatic(name string) error { return os.Remove(n.staticFile(name)) }
 
-func (c *Cluster) staticFile(name string) string {
-	return filepath.Join(c.path("static"), name+".yaml")
-}
+func (n *Node) staticFile(name string) string { return n.Path(manifests, name+".yaml") }
 
-// kubeletPod finds a pod in what the kubelet tells; false when it is not there.
-func (c *Cluster) kubeletPod(ctx context.Context, namespace, name string) ([]byte, bool, error) {
-	list, err := c.KubeletPods(ctx)
+// runs tells whether the node's kubelet knows a pod.
+func (n *Node) runs(ctx context.Context, namespace, name string) (bool, error) {
+	list, err := n.KubeletPods(ctx)
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
-	var pods struct{ Items []json.RawMessage }
+	var pods struct{ Items []pod }
 	if err := json.Unmarshal(list, &pods); err != nil {
-		return nil, false, fmt.Errorf("the kubelet's /pods: %w in %q", err, list)
+		return false, fmt.Errorf("the kubelet's /pods: %w in %q", err, list)
 	}
-	for _, item := range pods.Items {
-		var p pod
-		if err := json.Unmarshal(item, &p); err != nil {
-			return nil, false, fmt.Errorf("the kubelet's /pods: %w in %q", err, item)
-		}
+	for _, p := range pods.Items {
 		if p.Metadata.Namespace == namespace && p.Metadata.Name == name {
-			return item, true, nil
+			return true, nil
 		}
 	}
-	return nil, false, nil
-}
-
-// shareMounts makes a folder a mount with shared propagation. A kubelet does it itself
-// where it finds none, while it moves a socket into the folder: over the new mount the
-// move fails, and the kubelet ends (pkg/volume/util/hostutil MakeRShared).
-func shareMounts(dir string) error {
-	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-		return err
-	}
-	return unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
+	return false, nil
 }

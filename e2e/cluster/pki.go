@@ -11,94 +11,87 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
+	"net/netip"
 	"time"
 )
 
-// pki is what the parts of the cluster know each other by: one authority, a certificate for
-// each server and for the administrator, and a token for the administrator and the node.
+// pki is what the parts of the cluster know each other by: one authority, whose certificates
+// everybody has, and a token besides, for clients that send one.
 type pki struct {
-	dir        string
 	authority  *x509.Certificate
 	key        *ecdsa.PrivateKey
 	adminToken string
-	nodeToken  string
 }
 
-func (p *pki) path(name string) string { return filepath.Join(p.dir, name) }
+// credentials are a certificate and its key, as PEM.
+type credentials struct{ certificate, key string }
 
-func makePKI(dir string) (*pki, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+func newPKI() (*pki, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
 		return nil, err
 	}
-	p := &pki{dir: dir, adminToken: newToken(), nodeToken: newToken()}
-	var err error
-	if p.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return nil, err
-	}
-	authority := &x509.Certificate{
+	p := &pki{key: key, adminToken: newToken()}
+	template := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: "capdrift test authority"},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	der, err := p.sign(authority, authority, &p.key.PublicKey)
+	der, err := p.sign(template, template, &key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	if p.authority, err = x509.ParseCertificate(der); err != nil {
-		return nil, err
-	}
-	if err := p.write("ca.crt", "CERTIFICATE", der); err != nil {
-		return nil, err
-	}
-	loopback := []net.IP{net.IPv4(127, 0, 0, 1)}
-	for name, template := range map[string]*x509.Certificate{
-		"apiserver": {
-			Subject:     pkix.Name{CommonName: "kube-apiserver"},
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-			DNSNames:    []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"},
-			IPAddresses: loopback,
-		},
-		"kubelet": {
-			Subject:     pkix.Name{CommonName: "system:node:" + nodeName},
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-			DNSNames:    []string{"localhost", nodeName},
-			IPAddresses: loopback,
-		},
-		"admin": {
-			Subject:     pkix.Name{CommonName: adminUser, Organization: []string{"system:masters"}},
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		},
-	} {
-		if err := p.issue(name, template); err != nil {
-			return nil, err
-		}
-	}
-	return p, p.newKey("service-accounts")
+	p.authority, err = x509.ParseCertificate(der)
+	return p, err
 }
 
-const adminUser = "capdrift-admin"
+// ca is the authority's certificate, as PEM.
+func (p *pki) ca() string { return encode("CERTIFICATE", p.authority.Raw) }
 
-// issue writes NAME.crt and NAME.key.
-func (p *pki) issue(name string, template *x509.Certificate) error {
+// own is the authority's certificate with its key.
+func (p *pki) own() (credentials, error) {
+	key, err := encodeKey(p.key)
+	return credentials{p.ca(), key}, err
+}
+
+// server issues a certificate for whoever serves at these names and addresses.
+func (p *pki) server(addresses []netip.Addr, names ...string) (credentials, error) {
+	template := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: names[0]},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames:    names,
+	}
+	for _, a := range addresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(a.AsSlice()))
+	}
+	return p.issue(template)
+}
+
+// user issues a certificate for a client, whom Kubernetes knows by these names.
+func (p *pki) user(name string, groups ...string) (credentials, error) {
+	return p.issue(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: name, Organization: groups},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+}
+
+func (p *pki) issue(template *x509.Certificate) (credentials, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return credentials{}, err
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	der, err := p.sign(template, p.authority, &key.PublicKey)
 	if err != nil {
-		return err
+		return credentials{}, fmt.Errorf("issue the certificate of %s: %w", template.Subject, err)
 	}
-	if err := p.write(name+".crt", "CERTIFICATE", der); err != nil {
-		return err
-	}
-	return p.writeKey(name, key)
+	text, err := encodeKey(key)
+	return credentials{encode("CERTIFICATE", der), text}, err
 }
 
 func (p *pki) sign(template, parent *x509.Certificate, public *ecdsa.PublicKey) ([]byte, error) {
@@ -112,25 +105,14 @@ func (p *pki) sign(template, parent *x509.Certificate, public *ecdsa.PublicKey) 
 	return x509.CreateCertificate(rand.Reader, template, parent, public, p.key)
 }
 
-func (p *pki) newKey(name string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	return p.writeKey(name, key)
-}
-
-func (p *pki) writeKey(name string, key *ecdsa.PrivateKey) error {
-	// SEC 1, of which the API server also takes the public key; of PKCS #8 it does not.
+// encodeKey writes SEC 1, of which the API server also takes the public key; of PKCS #8 it does not.
+func encodeKey(key *ecdsa.PrivateKey) (string, error) {
 	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		return err
-	}
-	return p.write(name+".key", "EC PRIVATE KEY", der)
+	return encode("EC PRIVATE KEY", der), err
 }
 
-func (p *pki) write(name, kind string, der []byte) error {
-	return os.WriteFile(p.path(name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
+func encode(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
 // client trusts the authority and no other.
@@ -144,4 +126,10 @@ func newToken() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
+}
+
+// newUUID has the form of a boot's id.
+func newUUID() string {
+	t := newToken()
+	return t[:8] + "-" + t[8:12] + "-" + t[12:16] + "-" + t[16:20] + "-" + t[20:]
 }

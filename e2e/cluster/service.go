@@ -8,57 +8,71 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
+
+	"github.com/capdrift/capdrift/e2e/node"
 )
 
-// A service is one of the cluster's own processes.
+// A service is one of the cluster's own processes, on a machine.
 type service struct {
 	name   string
 	log    string
 	cmd    *exec.Cmd
+	pid    int // as it is outside of the machine
 	exited chan struct{}
 }
 
-// start runs a program for as long as the cluster lasts.
-func (c *Cluster) start(name string, args ...string) (*service, error) {
-	s := &service{name: name, log: c.path(name + ".log"), exited: make(chan struct{})}
-	log, err := os.Create(s.log)
+// run starts a program for as long as the machine is on.
+func (m *machine) run(ctx context.Context, name string, args ...string) (*service, error) {
+	log, err := m.openLog(name)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	s.cmd = exec.Command(filepath.Join(c.cfg.Programs, name), args...)
+	s := &service{name: m.name + "'s " + name, log: log.Name(), exited: make(chan struct{})}
+	s.cmd = m.command(context.Background(), name, args...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	// Its own session: Ctrl-C reaches the owner alone, which then closes in order.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := s.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return nil, fmt.Errorf("start %s: %w", s.name, err)
 	}
-	c.services = append(c.services, s)
+	m.services = append(m.services, s)
 	go func() {
-		_ = s.cmd.Wait() // how it ended is in its log, and the node may have reaped it
+		_ = s.cmd.Wait() // how it ended is in its log
 		close(s.exited)
 	}()
-	// By which the node's teardown finds it if nobody closes the cluster. Removing cgroups,
-	// that goes backwards by name, so "services" comes before "kubepods" and what could
-	// make them anew.
-	return s, enterCgroup(c.cgroup()+"/services", s.cmd.Process.Pid)
+	// The process itself is the only child of the one that entered the machine for it.
+	entered := strconv.Itoa(s.cmd.Process.Pid)
+	err = node.Until(ctx, s.name+" has started", func() (bool, error) {
+		b, err := os.ReadFile("/proc/" + entered + "/task/" + entered + "/children")
+		if err != nil {
+			return false, errors.Join(err, s.ended())
+		}
+		s.pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
+		return err == nil, s.ended()
+	})
+	return s, err
 }
 
 // ended is an error once the service has ended: then it is hopeless to wait for it.
 func (s *service) ended() error {
 	select {
 	case <-s.exited:
-		return errors.New(s.name + " ended")
+		log, _ := os.ReadFile(s.log)
+		return fmt.Errorf("%s ended; its log ends with:\n%s", s.name, end(log, 4000))
 	default:
 		return nil
 	}
 }
 
-// stop kills: nothing that a service could still bring into order is kept.
-func (s *service) stop(ctx context.Context) error {
-	_ = s.cmd.Process.Kill()
+// kill ends it at once, and waits until it has ended.
+func (s *service) kill(ctx context.Context) error {
+	if err := syscall.Kill(s.pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill %s: %w", s.name, err)
+	}
 	select {
 	case <-s.exited:
 		return nil
@@ -69,12 +83,13 @@ func (s *service) stop(ctx context.Context) error {
 
 // withLogs adds the ends of the logs to an error that they may explain.
 func (c *Cluster) withLogs(err error) error {
-	for _, s := range c.services {
-		log, _ := os.ReadFile(s.log)
-		if len(log) > 4000 {
-			log = log[len(log)-4000:]
+	for _, m := range c.machines() {
+		for _, s := range m.services {
+			log, _ := os.ReadFile(s.log)
+			err = fmt.Errorf("%w\n%s's log ends with:\n%s", err, s.name, end(log, 2000))
 		}
-		err = fmt.Errorf("%w\n%s's log ends with:\n%s", err, s.name, log)
 	}
 	return err
 }
+
+func end(log []byte, size int) []byte { return log[max(0, len(log)-size):] }

@@ -14,85 +14,18 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/moby/sys/mountinfo"
+	"github.com/capdrift/capdrift/e2e/cgroup"
 )
 
-// A hierarchy is one mounted cgroup tree: one on v2, one per controller on v1, both on hybrid.
-type hierarchy struct {
-	mount       string
-	controllers []string // of v1, also "name=systemd"; none is v2
-}
-
-func hierarchies() ([]hierarchy, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
-	if err != nil {
-		return nil, err
-	}
-	var all []hierarchy
-	for _, m := range mounts {
-		if !strings.HasPrefix(m.Mountpoint, "/sys/fs/cgroup") {
-			continue // a container's view of it
-		}
-		h := hierarchy{mount: m.Mountpoint}
-		if m.FSType == "cgroup" {
-			h.controllers = strings.Split(m.VFSOptions, ",")
-		}
-		all = append(all, h)
-	}
-	if len(all) == 0 {
-		return nil, errors.New("no cgroup tree is mounted below /sys/fs/cgroup")
-	}
-	return all, nil
-}
-
-// carries tells whether a line of /proc/PID/cgroup, "ID:CONTROLLERS:PATH", is about h.
-func (h hierarchy) carries(controllers string) bool {
-	if controllers == "" || h.controllers == nil {
-		return controllers == "" && h.controllers == nil
-	}
-	for _, c := range strings.Split(controllers, ",") {
-		if !slices.Contains(h.controllers, c) {
-			return false
-		}
-	}
-	return true
-}
-
-// enterCgroups moves pid into the cgroups of another process, in every hierarchy.
-func enterCgroups(of, pid int) error {
-	all, err := hierarchies()
-	if err != nil {
-		return err
-	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", of))
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(b)) {
-		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		for _, h := range all {
-			if !h.carries(parts[1]) {
-				continue
-			}
-			procs := filepath.Join(h.mount, parts[2], "cgroup.procs")
-			if err := os.WriteFile(procs, []byte(strconv.Itoa(pid)), 0); err != nil {
-				return fmt.Errorf("move process %d: %w", pid, err)
-			}
-			break
-		}
-	}
-	return nil
-}
-
-// RemoveCgroup ends what runs in a cgroup and below, in every hierarchy, and
+// removeCgroup ends what runs in a cgroup and below, in every hierarchy, and
 // removes it.
-func RemoveCgroup(ctx context.Context, path string) error {
-	all, err := hierarchies()
+func removeCgroup(ctx context.Context, path string) error {
+	all, err := cgroup.Hierarchies()
 	if err != nil {
 		return err
 	}
 	for _, h := range all {
-		if err := removeTree(ctx, filepath.Join(h.mount, path)); err != nil {
+		if err := removeTree(ctx, filepath.Join(h.Mount, path)); err != nil {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}

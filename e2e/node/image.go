@@ -32,7 +32,7 @@ func (n *Node) importImage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	archive, err := imageArchive(actor)
+	archive, err := ImageArchive(actor)
 	if err != nil {
 		return err
 	}
@@ -54,8 +54,8 @@ func (n *Node) importImage(ctx context.Context) error {
 	})
 }
 
-// imageArchive is a one-layer image in the form of `docker save`.
-func imageArchive(actor []byte) ([]byte, error) {
+// ImageArchive is Image, one layer with the given actor, in the form of `docker save`.
+func ImageArchive(actor []byte) ([]byte, error) {
 	layer, err := imageLayer(actor)
 	if err != nil {
 		return nil, err

@@ -62,7 +62,7 @@ type Node struct {
 	Cgroup string
 
 	cfg     Config
-	lock    *os.File
+	folder  *Folder
 	daemon  *exec.Cmd
 	exited  chan struct{} // closed when the daemon has ended
 	closing chan struct{}
@@ -107,28 +107,27 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.Slow == 0 {
 		cfg.Slow = 1
 	}
-	if cfg.Parent == "" {
-		cfg.Parent = os.TempDir()
-	}
-	if err := removeOrphans(ctx, cfg.Parent); err != nil {
-		return nil, fmt.Errorf("remove orphaned nodes: %w", err)
-	}
 	// Shims and what they leave become children of this process, which reaps them: not every
 	// machine's pid 1 does it soon.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, closing: make(chan struct{}), shared: map[string]sandbox{}}
-	if n.Root, n.lock, err = makeRoot(cfg.Parent); err != nil {
+	if n.folder, err = NewFolder(ctx, cfg.Parent); err != nil {
 		return nil, err
 	}
-	n.Cgroup = "/" + filepath.Base(n.Root)
+	n.Root, n.Cgroup = n.folder.Path, n.folder.Cgroup
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
 		}
 	}()
 	go n.keepReaping()
+	for _, dir := range []string{"run", "logs", "alone"} {
+		if err := os.Mkdir(filepath.Join(n.Root, dir), 0o755); err != nil {
+			return nil, err
+		}
+	}
 	if err := n.makeHandlers(ctx); err != nil {
 		return nil, err
 	}
@@ -144,30 +143,6 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	return n, n.importImage(ctx)
-}
-
-// The name before the random part; also how orphans are found.
-const rootPrefix = "capdrift-e2e-"
-
-func makeRoot(parent string) (string, *os.File, error) {
-	root, err := os.MkdirTemp(parent, rootPrefix)
-	if err != nil {
-		return "", nil, err
-	}
-	// Containers in user namespaces pass through here as another uid.
-	if err := os.Chmod(root, 0o755); err != nil {
-		return "", nil, err
-	}
-	for _, dir := range []string{"run", "logs", "alone"} {
-		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
-			return "", nil, err
-		}
-	}
-	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", nil, err
-	}
-	return root, lock, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
 }
 
 // restrict_oom_score_adj: where the machine lacks CAP_SYS_RESOURCE every sandbox dies

@@ -25,7 +25,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/capdrift/capdrift/e2e/cgroup"
 )
 
 // What is here happens behind the kubelet's back.
@@ -348,33 +349,5 @@ func (n *Node) Inject(ctx context.Context, c *Container, steps ...string) (*Proc
 
 // MoveTo puts a host process into a container's cgroups.
 func (n *Node) MoveTo(c *Container, p *Process) error {
-	return enterCgroups(c.Pid, p.Pid)
-}
-
-// RunIn starts a container in the sandbox of a pod that somebody else made, as whoever may
-// open the runtime's socket can: the pod's spec says nothing of it. Of p its container's name
-// and what that runs count, and the namespace, name and uid that the container is labelled with.
-func (n *Node) RunIn(ctx context.Context, sandboxID, uid string, p Pod) (*Container, error) {
-	ctx, cancel := n.Within(ctx, time.Minute)
-	defer cancel()
-	p = n.withDefaults(p)
-	config := &cri.PodSandboxConfig{
-		Metadata: &cri.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: uid},
-		Labels: map[string]string{
-			"io.kubernetes.pod.namespace": p.Namespace,
-			"io.kubernetes.pod.name":      p.Name,
-			"io.kubernetes.pod.uid":       uid,
-		},
-		LogDirectory: filepath.Join(n.Root, "logs"),
-		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: n.Cgroup + "/intruders"},
-	}
-	c := &Container{Sandbox: sandboxID, Pod: p, log: filepath.Join(n.Root, "logs", "intruder-"+newUID()+".log")}
-	// The sandbox's log folder is the kubelet's; readiness is then not awaited.
-	if err := n.createContainer(ctx, c, config); err != nil {
-		return nil, n.withLog(err)
-	}
-	if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: c.ID}); err != nil {
-		return nil, n.withLog(err)
-	}
-	return c, nil
+	return cgroup.Follow(c.Pid, p.Pid)
 }

@@ -20,6 +20,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/capdrift/capdrift/e2e/cgroup"
 )
 
 // Close ends everything that the node started and removes what it made, in whatever state
@@ -44,11 +46,11 @@ func (n *Node) Close() error {
 		case <-ctx.Done(): // teardown kills it
 		}
 	}
-	err := teardown(ctx, n.Root)
+	err := n.folder.Remove(ctx)
 	for _, c := range n.cgroups {
-		err = errors.Join(err, RemoveCgroup(ctx, c), removeEmptyParents(c))
+		err = errors.Join(err, removeCgroup(ctx, c), removeEmptyParents(c))
 	}
-	return errors.Join(err, reapAll(ctx), n.lock.Close())
+	return errors.Join(err, reapAll(ctx))
 }
 
 // keepReaping collects what this process inherits (Start makes it the reaper) as it dies.
@@ -131,61 +133,19 @@ func eachProcess(do func(pid int) error) error {
 }
 
 // removeEmptyParents removes the cgroups that were made on the way to a given one.
-func removeEmptyParents(cgroup string) error {
-	all, err := hierarchies()
+func removeEmptyParents(name string) error {
+	all, err := cgroup.Hierarchies()
 	if err != nil {
 		return err
 	}
 	for _, h := range all {
-		for dir := path.Dir(cgroup); dir != "/"; dir = path.Dir(dir) {
-			if syscall.Rmdir(filepath.Join(h.mount, dir)) != nil {
+		for dir := path.Dir(name); dir != "/"; dir = path.Dir(dir) {
+			if syscall.Rmdir(filepath.Join(h.Mount, dir)) != nil {
 				break // in use, or gone
 			}
 		}
 	}
 	return nil
-}
-
-// removeOrphans tears down the nodes whose owner died without Close.
-func removeOrphans(ctx context.Context, parent string) error {
-	locks, err := filepath.Glob(filepath.Join(parent, rootPrefix+"*", "lock"))
-	if err != nil {
-		return err
-	}
-	for _, path := range locks {
-		f, err := os.Open(path)
-		if err != nil {
-			continue // removed meanwhile
-		}
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-			err = teardown(ctx, filepath.Dir(path))
-			if err != nil {
-				f.Close()
-				return err
-			}
-		}
-		f.Close()
-	}
-	return nil
-}
-
-// teardown needs to know nothing but the folder: processes are known by the folder in their
-// arguments and by the cgroup of its name, mounts by their place below it.
-func teardown(ctx context.Context, root string) error {
-	// The daemon first, then its shims, so that nothing starts anything anew.
-	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "runc"} {
-		if err := killPrograms(ctx, program, root); err != nil {
-			return err
-		}
-	}
-	if err := RemoveCgroup(ctx, "/"+filepath.Base(root)); err != nil {
-		return err
-	}
-	removeShimSockets(root)
-	if err := UnmountBelow(root); err != nil {
-		return err
-	}
-	return os.RemoveAll(root)
 }
 
 // killPrograms kills every process of a program that has root in its arguments.
@@ -231,8 +191,8 @@ func removeShimSockets(root string) {
 	}
 }
 
-// UnmountBelow unmounts what is mounted in a folder and below it.
-func UnmountBelow(root string) error {
+// unmountBelow unmounts what is mounted in a folder and below it.
+func unmountBelow(root string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
 	if err != nil {
 		return err

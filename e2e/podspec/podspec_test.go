@@ -11,9 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -21,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/capdrift/capdrift/e2e/cluster"
@@ -29,18 +29,11 @@ import (
 )
 
 var (
-	capdrift   string // the program
-	theNode    *node.Node
 	theCluster *cluster.Cluster // nil without root on a machine that is not CI
+	theNode    *cluster.Node    // its only one
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("CNI_COMMAND") != "" { // pods' network plugin is this program
-		if err := node.NoNetwork(os.Stdout); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
 	status, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "podspec:", err)
@@ -62,20 +55,11 @@ func runTests(m *testing.M) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	capdrift = filepath.Join(programs, "capdrift")
-	self, err := os.Executable()
+	theCluster, err = cluster.Start(ctx, cluster.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), Nodes: 1})
 	if err != nil {
 		return 0, err
 	}
-	theNode, err = node.Start(ctx, node.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), NetworkPlugin: self})
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, theNode.Close()) }()
-	theCluster, err = cluster.Start(ctx, theNode, cluster.Config{Programs: programs, APIServer: true})
-	if err != nil {
-		return 0, err
-	}
+	theNode = theCluster.Nodes[0]
 	defer func() { err = errors.Join(err, theCluster.Close()) }()
 	done := make(chan int, 1)
 	go func() { done <- m.Run() }()
@@ -143,32 +127,45 @@ type source struct {
 // sources are all places where these pod specs can be had.
 func sources(t *testing.T) []source {
 	t.Helper()
-	dir := t.TempDir()
-	token := filepath.Join(dir, "token")
-	if err := os.WriteFile(token, []byte(theCluster.AdminToken()+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	list, err := theCluster.Request(t.Context(), "GET", "/api/v1/pods", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dump := filepath.Join(dir, "pods.json")
-	if err := os.WriteFile(dump, list, 0o600); err != nil {
+	kubeconfig, err := os.ReadFile(theCluster.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(theCluster.CA())
+	if err != nil {
 		t.Fatal(err)
 	}
 	return []source{
-		{"the API server", []string{"--kubeconfig", theCluster.Kubeconfig()}},
-		{"the kubelet", []string{"--kubelet", theCluster.KubeletSecureURL(), "--kubelet-token-file", token, "--kubelet-ca-file", theCluster.CA()}},
-		{"the kubelet's read-only port", []string{"--kubelet", theCluster.KubeletURL()}},
-		{"a file", []string{"--pods", dump}},
+		{"the API server", []string{"--kubeconfig", onNode(t, "kubeconfig", kubeconfig)}},
+		{"the kubelet", []string{
+			"--kubelet", theNode.KubeletSecureURL(), "--kubelet-token-file", onNode(t, "token", []byte(theCluster.AdminToken()+"\n")),
+			"--kubelet-ca-file", onNode(t, "ca.crt", ca),
+		}},
+		{"the kubelet's read-only port", []string{"--kubelet", theNode.KubeletURL()}},
+		{"a file", []string{"--pods", onNode(t, "pods.json", list)}},
 	}
 }
 
+// onNode writes a file and returns its path as it is on the node.
+func onNode(t *testing.T, name string, content []byte) string {
+	t.Helper()
+	path := "/tmp/" + name
+	if err := os.WriteFile(theNode.Path(path), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// scan scans on the node, whose processes and cgroups are there alone.
 func scan(t *testing.T, flags ...string) report {
 	t.Helper()
-	args := append([]string{"scan", "-o", "json", "--cri-endpoint", theNode.Endpoint(), "--node-name", theCluster.NodeName()}, flags...)
+	args := append([]string{"scan", "-o", "json"}, flags...)
 	var out, errs bytes.Buffer
-	cmd := exec.Command(capdrift, args...)
+	cmd := theNode.Command(t.Context(), "capdrift", args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("capdrift %q: %v\n%s", args, err, errs.String())
@@ -356,12 +353,12 @@ func TestRoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := theCluster.WriteStatic("fixed", static); err != nil {
+	if err := theNode.WriteStatic("fixed", static); err != nil {
 		t.Fatal(err)
 	}
-	fixed := "fixed-" + theCluster.NodeName()
+	fixed := "fixed-" + theNode.Name
 	t.Cleanup(func() {
-		if err := errors.Join(theCluster.RemoveStatic("fixed"), theCluster.AwaitGone(context.Background(), "default", fixed)); err != nil {
+		if err := errors.Join(theNode.RemoveStatic("fixed"), theCluster.AwaitGone(context.Background(), "default", fixed)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -448,13 +445,7 @@ func TestIntruder(t *testing.T) {
 			sandbox, uid = c.ID, c.Pod.UID
 		}
 	}
-	stranger, err := theNode.RunIn(t.Context(), sandbox, uid, node.Pod{
-		Namespace: "default", Name: "victim", Container: "miner",
-		Security: &cri.LinuxContainerSecurityContext{
-			Capabilities:     &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}},
-			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER},
-		},
-	})
+	stranger, err := intrude(t.Context(), sandbox, uid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,10 +458,47 @@ func TestIntruder(t *testing.T) {
 			}
 			continue
 		}
-		if len(found) != 1 || found[0].ContainerID != stranger.ID || found[0].Cause != "direct_cri_client" || found[0].From != "pod" || found[0].Layer != "cri" {
+		if len(found) != 1 || found[0].ContainerID != stranger || found[0].Cause != "direct_cri_client" || found[0].From != "pod" || found[0].Layer != "cri" {
 			t.Errorf("from %s: %+v", from.name, found)
 		} else if from.name == "the kubelet" && !strings.Contains(found[0].Message, "no container of this name") {
 			t.Errorf("from %s: %s", from.name, found[0].Message)
 		}
 	}
+}
+
+// intrude starts a container in the pod "victim", as whoever may open the runtime's socket can.
+func intrude(ctx context.Context, sandbox, uid string) (id string, err error) {
+	conn, err := grpc.NewClient(theNode.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	runtime := cri.NewRuntimeServiceClient(conn)
+	created, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+		PodSandboxId: sandbox,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "miner"},
+			Image:    &cri.ImageSpec{Image: node.Image},
+			Args:     []string{"sleep"},
+			Labels: map[string]string{
+				"io.kubernetes.container.name": "miner",
+				"io.kubernetes.pod.namespace":  "default", "io.kubernetes.pod.name": "victim", "io.kubernetes.pod.uid": uid,
+			},
+			LogPath: "miner.log",
+			Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+				Capabilities:     &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}},
+				NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER},
+			}},
+		},
+		SandboxConfig: &cri.PodSandboxConfig{
+			Metadata:     &cri.PodSandboxMetadata{Namespace: "default", Name: "victim", Uid: uid},
+			LogDirectory: "/tmp",
+			Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/intruders"},
+		},
+	})
+	if err != nil {
+		return "", fmt.Errorf("create a container in a pod of the kubelet's: %w", err)
+	}
+	_, err = runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId})
+	return created.ContainerId, err
 }

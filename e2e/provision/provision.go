@@ -1,6 +1,6 @@
 // Package provision builds the programs of a real node from the Go module proxy:
 // containerd, its shim, runc, and from this repository capdrift and the actor. Some tests
-// have containerd 1.7 instead, or a kubelet with its API server and etcd besides.
+// have containerd 1.7 instead, or all that a Kubernetes cluster is made of besides.
 //
 // All are static, so that they serve on the machine itself, inside a container
 // and inside a virtual machine alike, and stripped, because runc copies itself and the virtual
@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -133,18 +134,15 @@ func (c Config) fill(name string, put func(programs string) error) (string, erro
 	return programs, nil
 }
 
-// buildOwn builds what comes from this repository.
-func (c Config) buildOwn(ctx context.Context, programs string) error {
-	c.say("building actor and capdrift …")
-	for _, p := range []struct{ dir, pkg string }{
-		{filepath.Join(c.Repo, "e2e"), "./actor"},
-		{c.Repo, "./cmd/capdrift"},
-	} {
-		if err := c.build(ctx, p.dir, p.pkg, programs); err != nil {
+// buildOwn builds what comes from this repository: of e2e the actor, and more if named.
+func (c Config) buildOwn(ctx context.Context, programs string, more ...string) error {
+	c.say("building what is this repository's …")
+	for _, pkg := range append([]string{"./actor"}, more...) {
+		if err := c.build(ctx, filepath.Join(c.Repo, "e2e"), pkg, programs); err != nil {
 			return err
 		}
 	}
-	return nil
+	return c.build(ctx, c.Repo, "./cmd/capdrift", programs)
 }
 
 func (c Config) say(format string, args ...any) {
@@ -179,9 +177,11 @@ func (c Config) once(name, version, takes string, recipe any, programs string, b
 			return err
 		}
 		defer os.RemoveAll(tmp)
+		began := time.Now()
 		if err := build(tmp); err != nil {
 			return fmt.Errorf("build %s %s: %w", name, version, err)
 		}
+		c.say("built %s %s in %s", name, version, time.Since(began).Round(time.Second))
 		if err := os.Rename(tmp, cached); err != nil {
 			return err
 		}

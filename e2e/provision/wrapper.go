@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -16,6 +18,10 @@ const (
 	Containerd17Version = "1.7.35"
 	KubernetesVersion   = "1.36.3"
 	EtcdVersion         = "3.7.3"
+
+	NetworkPluginsVersion = "1.9.1"
+	HelmVersion           = "4.3.1"
+	KubeconformVersion    = "0.8.0"
 )
 
 // A wrapper builds what `go install package@version` refuses, because the module's go.mod
@@ -45,11 +51,15 @@ var containerd17 = wrapper{
 
 var kubernetes = []wrapper{
 	{
-		name: "kubernetes", version: KubernetesVersion, takes: "three to six minutes",
+		name: "kubernetes", version: KubernetesVersion, takes: "four to eight minutes",
 		module: "k8s.io/kubernetes",
 		programs: []program{
 			{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
 			{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
+			{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"},
+			{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"},
+			{"kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"},
+			{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
 		},
 		// k8s.io/api v0.36.3 belongs to Kubernetes v1.36.3, and so on.
 		staging: "0" + strings.TrimPrefix(KubernetesVersion, "1"),
@@ -81,8 +91,22 @@ func Containerd17FromEnv(ctx context.Context, progress io.Writer) (string, error
 	return fromEnv(ctx, "CAPDRIFT_E2E_CONTAINERD17", progress, Containerd17)
 }
 
-// Kubernetes returns a folder that holds kubelet, kube-apiserver and etcd, and what
-// Build's does for the node below, where runc has the seccomp that a kubelet asks for.
+// The plugins of the network of pods, from https://www.cni.dev/plugins.
+var networkPlugins = module{
+	name: "cni-plugins", version: NetworkPluginsVersion, takes: "about 20 seconds",
+	packages: []string{
+		"github.com/containernetworking/plugins/plugins/main/ptp",
+		"github.com/containernetworking/plugins/plugins/main/loopback",
+		"github.com/containernetworking/plugins/plugins/ipam/host-local",
+	},
+	env:   []string{"CGO_ENABLED=0"},
+	flags: []string{"-ldflags=-s -w"},
+}
+
+// Kubernetes returns a folder that holds what package cluster is made of: etcd, the programs of the
+// control plane, kubelet, kube-proxy, network plugins, the programs machine and nameserver, and
+// what Build's holds for the node below, where runc has the seccomp that a kubelet asks for; and
+// kubectl.
 func Kubernetes(ctx context.Context, c Config) (string, error) {
 	return c.fill("kubernetes", func(programs string) error {
 		if err := c.install(ctx, containerd, programs); err != nil {
@@ -96,7 +120,10 @@ func Kubernetes(ctx context.Context, c Config) (string, error) {
 				return err
 			}
 		}
-		return c.buildOwn(ctx, programs)
+		if err := c.install(ctx, networkPlugins, programs); err != nil {
+			return err
+		}
+		return c.buildOwn(ctx, programs, "./machine", "./nameserver")
 	})
 }
 
@@ -120,30 +147,51 @@ func (c Config) wrap(ctx context.Context, w wrapper, programs string) error {
 		if err := w.writeGoMod(ctx, filepath.Join(dir, "go.mod")); err != nil {
 			return err
 		}
+		// All at once, so that one is linked while another is compiled. -mod=mod: the go command
+		// writes the rest of go.mod, and go.sum.
+		args := []string{"build", "-mod=mod", "-ldflags=-s -w " + w.ldflags, "-o", into + "/"}
 		for _, p := range w.programs {
-			// -mod=mod: the go command writes the rest of go.mod, and go.sum.
-			err := run(ctx, dir, []string{"CGO_ENABLED=0"}, "build", "-mod=mod",
-				"-ldflags=-s -w "+w.ldflags, "-o", filepath.Join(into, p.name), p.pkg)
-			if err != nil {
+			args = append(args, p.pkg)
+		}
+		if err := run(ctx, dir, []string{"CGO_ENABLED=0"}, args...); err != nil {
+			return err
+		}
+		return w.rename(into)
+	})
+}
+
+// rename gives the programs of packages that are named otherwise their names.
+func (w wrapper) rename(into string) error {
+	for _, p := range w.programs {
+		if built := p.builtAs(); built != p.name {
+			if err := os.Rename(filepath.Join(into, built), filepath.Join(into, p.name)); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+// builtAs is the name that the go command gives the program: the package's, without a major version.
+func (p program) builtAs() string {
+	if base := path.Base(p.pkg); !regexp.MustCompile(`^v\d+$`).MatchString(base) {
+		return base
+	}
+	return path.Base(path.Dir(p.pkg))
 }
 
 // writeGoMod writes the go.mod of the module that requires w's, with the published modules
 // in place of the folders that w's own go.mod names.
-func (w wrapper) writeGoMod(ctx context.Context, path string) error {
+func (w wrapper) writeGoMod(ctx context.Context, file string) error {
 	mod := fmt.Sprintf("module wrapper\n\ngo 1.26.0\n\nrequire %s v%s\n", w.module, w.version)
 	// Also before anything is asked, lest the go command takes the go.mod of a folder above.
-	if err := os.WriteFile(path, []byte(mod), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(mod), 0o644); err != nil {
 		return err
 	}
 	if w.staging == "" {
 		return nil
 	}
-	dir := filepath.Dir(path)
+	dir := filepath.Dir(file)
 	var module struct{ GoMod string }
 	if err := goJSON(ctx, dir, &module, "mod", "download", "-json", w.module); err != nil {
 		return err
@@ -160,7 +208,7 @@ func (w wrapper) writeGoMod(ctx context.Context, path string) error {
 		}
 		mod += fmt.Sprintf("replace %s => %[1]s v%s\n", r.Old.Path, w.staging)
 	}
-	return os.WriteFile(path, []byte(mod), 0o644)
+	return os.WriteFile(file, []byte(mod), 0o644)
 }
 
 // goJSON runs a go command that prints JSON.

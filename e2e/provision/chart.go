@@ -1,0 +1,40 @@
+package provision
+
+import (
+	"context"
+	"io"
+)
+
+// What installs a chart, and what checks its manifests against the API's schemas.
+var chartTools = []module{
+	{
+		name: "helm", version: HelmVersion, takes: "two minutes",
+		packages: []string{"helm.sh/helm/v4/cmd/helm"},
+		env:      []string{"CGO_ENABLED=0"},
+		flags:    []string{"-ldflags=-s -w"},
+	},
+	{
+		name: "kubeconform", version: KubeconformVersion, takes: "about 20 seconds",
+		packages: []string{"github.com/yannh/kubeconform/cmd/kubeconform"},
+		env:      []string{"CGO_ENABLED=0"},
+		flags:    []string{"-ldflags=-s -w"},
+	},
+}
+
+// ChartTools returns a folder that holds helm and kubeconform.
+func ChartTools(ctx context.Context, c Config) (string, error) {
+	return c.fill("chart-tools", func(programs string) error {
+		for _, m := range chartTools {
+			if err := c.install(ctx, m, programs); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ChartToolsFromEnv returns the folder that CAPDRIFT_E2E_CHART_TOOLS names, else it builds it
+// as FromEnv does.
+func ChartToolsFromEnv(ctx context.Context, progress io.Writer) (string, error) {
+	return fromEnv(ctx, "CAPDRIFT_E2E_CHART_TOOLS", progress, ChartTools)
+}
