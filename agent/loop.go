@@ -23,8 +23,8 @@ type Cadence struct {
 	Confirm    time.Duration // from a suspicion to the second look at it
 }
 
-// DefaultCadence costs a node of 200 containers and 5,000 processes between one and
-// two percent of a core; docs/agent.md has the numbers.
+// DefaultCadence costs a node of 200 containers and 5,000 processes some
+// one percent of a core; docs/agent.md has the numbers.
 func DefaultCadence() Cadence {
 	return Cadence{
 		Membership: 250 * time.Millisecond, Sweep: 15 * time.Second, Threads: time.Minute, List: 10 * time.Second,
