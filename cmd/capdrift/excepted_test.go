@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -66,22 +65,7 @@ func TestExceptedPrints(t *testing.T) {
 			_, stdout, _ = strings.Cut(stdout, "\n")
 		}
 		text := stdout + "--- standard error\n" + stderr
-		golden := filepath.Join("../../testdata/golden/excepted", name)
-		if *update {
-			if err := os.MkdirAll(filepath.Dir(golden), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text != string(want) {
-			t.Errorf("%s is not %s any more, but\n%s\nif that is meant, run go test ./cmd/capdrift -update and read the difference", args, golden, text)
-		}
+		golden(t, filepath.Join("../../testdata/golden/excepted", name), text)
 	}
 }
 

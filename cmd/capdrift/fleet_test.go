@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -168,22 +167,7 @@ func TestFleetPrints(t *testing.T) {
 		if strings.Contains(text, "hunter2") || strings.Contains(text, "\x1b") {
 			t.Errorf("%s: a secret or an escape sequence:\n%s", name, text)
 		}
-		golden := filepath.Join("../../testdata/golden/fleet", name)
-		if *update {
-			if err := os.MkdirAll(filepath.Dir(golden), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text != string(want) {
-			t.Errorf("%s is not %s any more, but\n%s\nif that is meant, run go test ./cmd/capdrift -update and read the difference", row.args, golden, text)
-		}
+		golden(t, filepath.Join("../../testdata/golden/fleet", name), text)
 	}
 }
 

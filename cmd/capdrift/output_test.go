@@ -21,6 +21,26 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
+// golden holds text against a golden file, or writes it.
+func golden(t *testing.T, path, text string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != string(want) {
+		t.Errorf("it is not %s any more, but\n%s\nif that is meant, run go test ./cmd/capdrift -update and read the difference", path, text)
+	}
+}
+
 // TestPublishedForm holds the JSON of both recorded nodes against the published
 // schema and against golden files: what programs parse changes on purpose only.
 func TestPublishedForm(t *testing.T) {
@@ -52,20 +72,7 @@ func TestPublishedForm(t *testing.T) {
 			if err := schema.Validate(value); err != nil {
 				t.Error(err)
 			}
-			golden := filepath.Join("../../testdata/golden", name+".json")
-			still := moving.ReplaceAllString(text, "${1}\"\"${2}")
-			if *update {
-				if err := os.WriteFile(golden, []byte(still), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if still != string(want) {
-				t.Errorf("the JSON is not %s any more; if that is meant, run go test ./cmd/capdrift -update and read the difference", golden)
-			}
+			golden(t, filepath.Join("../../testdata/golden", name+".json"), moving.ReplaceAllString(text, "${1}\"\"${2}"))
 		})
 	}
 }

@@ -24,26 +24,6 @@ const (
 	goldens   = "../../testdata/golden"
 )
 
-// golden holds text against a golden file, or writes it.
-func golden(t *testing.T, path, text string) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text != string(want) {
-		t.Errorf("it is not %s any more; if that is meant, run go test ./cmd/capdrift -update and read the difference", path)
-	}
-}
-
 // absolute is for tests that go where the manifests are, to name them as people do.
 func absolute(t *testing.T, path string) string {
 	t.Helper()
