@@ -25,7 +25,8 @@ if [ -z "${GO_IMAGE:-}" ]; then
   go mod download
   GO_IMAGE=localhost/go
   empty=$(images from scratch)
-  images config --env HOME=/root --env GOPATH=/go --env GOTOOLCHAIN=local --env GOPROXY=off --env TMPDIR=/go "$empty"
+  # For the platform of the image, whose programs it has none of: buildah 1.28 ignores the --platform of a FROM.
+  images config --arch "$arch" --env HOME=/root --env GOPATH=/go --env GOTOOLCHAIN=local --env GOPROXY=off --env TMPDIR=/go "$empty"
   images commit -q "$empty" "$GO_IMAGE" >/dev/null
   arguments=(
     --volume "$(go env GOROOT):/usr/local/go:ro"
