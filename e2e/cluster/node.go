@@ -195,6 +195,10 @@ func (n *Node) join(ctx context.Context) error {
 	if _, err := exec.LookPath("nft"); err != nil {
 		return errors.New("kube-proxy needs nft, and nodes have this machine's programs; run: make packages")
 	}
+	// First, because kube-proxy waits for the node to be known.
+	if err := n.StartKubelet(ctx); err != nil {
+		return err
+	}
 	proxy, err := n.machine.run(ctx, "kube-proxy",
 		"--kubeconfig", proxyKubeconfig, "--hostname-override", n.Name,
 		"--proxy-mode", "nftables", "--cluster-cidr", podNetwork.String(),
@@ -204,10 +208,7 @@ func (n *Node) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := n.awaitHealthy(ctx, proxy, "http://"+n.Address()+":10256/healthz"); err != nil {
-		return err
-	}
-	return n.StartKubelet(ctx)
+	return n.awaitHealthy(ctx, proxy, "http://"+n.Address()+":10256/healthz")
 }
 
 // StopContainerd kills containerd. The containers run on.

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/capdrift/capdrift/e2e/cluster"
@@ -55,7 +56,8 @@ func run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 			return fmt.Errorf("%s: %w", s.says, err)
 		}
 	}
-	fmt.Fprintf(stdout, howTo, programs, tools, c.Kubeconfig())
+	scan := c.Nodes[0].Command(ctx, "/opt/programs/capdrift", "scan")
+	fmt.Fprintf(stdout, howTo, programs, tools, c.Kubeconfig(), strings.Join(scan.Args, " "))
 	<-ctx.Done()
 	return nil
 }
@@ -96,7 +98,12 @@ The cluster runs until Ctrl-C. In another terminal, as root:
   kubectl get nodes -o wide
   kubectl get pods -A -o wide
 
-What no pod spec tells: a debugger with every capability in a pod that dropped them all.
+A debugger with every capability, in a pod that dropped them all:
 
-  kubectl -n shop debug deploy/cart --profile=sysadmin --image=capdrift.test/actor:1 -- /bin/actor sleep
+  kubectl -n shop debug $(kubectl -n shop get pod -l app=cart -o name | head -1) \
+    --profile=sysadmin --image=capdrift.test/actor:1 -- /bin/actor sleep
+
+A scan on the first node, as its root:
+
+  %s
 `
