@@ -9,7 +9,7 @@ GO     := go
 FUZZTIME ?= 1m
 
 # Static, as the microVM and containers need it; one at a time, for each has a node of its own.
-E2E := CGO_ENABLED=0 $(GO) test -timeout 25m -p 1
+E2E := CGO_ENABLED=0 $(GO) test -timeout 40m -p 1
 
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 BENCHSTAT     := $(TOOLS)/benchstat

@@ -7,8 +7,7 @@
 // are built from the sources around. CAPDRIFT_E2E_ROOT is where the node's files go,
 // CAPDRIFT_E2E_SLOW a factor for all deadlines, CAPDRIFT_E2E_CGROUP_DRIVER=systemd asks
 // systemd for cgroups. CAPDRIFT_E2E_EXPECT=microvm says that the machine offers what the
-// test VM offers, so that a lack of it is a failure. CAPDRIFT_E2E_POLICY_PAGE is a copy of
-// docs/policy.md, for a machine without the sources.
+// test VM offers, so that a lack of it is a failure.
 package live
 
 import (

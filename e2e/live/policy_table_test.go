@@ -99,15 +99,11 @@ func gives(t *testing.T) {
 	mustHave(t, free, "processes without seccomp and no_new_privs of its own")
 }
 
-// policyPage is the page's path. A machine without the sources is given the page alone.
 func policyPage(t *testing.T) string {
 	t.Helper()
-	if page := os.Getenv("CAPDRIFT_E2E_POLICY_PAGE"); page != "" {
-		return page
-	}
 	repo, err := provision.Repo()
 	if err != nil {
-		t.Fatalf("%v, or set CAPDRIFT_E2E_POLICY_PAGE to a copy of docs/policy.md", err)
+		t.Fatal(err)
 	}
 	return filepath.Join(repo, "docs", "policy.md")
 }
