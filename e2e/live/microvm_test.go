@@ -38,8 +38,8 @@ func TestMicroVM(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			statuses, err := microvm.Run(t.Context(), microvm.Config{
-				Cache: filepath.Join(repo, ".cache", "microvm"),
-				Files: map[string]string{"/usr/local/bin/live.test": self, "/opt/programs": programs},
+				Cache:   filepath.Join(repo, ".cache", "microvm"),
+				Files:   map[string]string{"/usr/local/bin/live.test": self, "/opt/programs": programs},
 				Systemd: row.systemd,
 				Commands: []microvm.Command{{
 					Args: append([]string{"live.test", "-test.v", "-test.timeout=35m"}, row.args...),
