@@ -60,7 +60,7 @@ manifests: chart-tools ## render deploy/install.yaml and deploy/kustomize anew f
 demo: ## a real node, fourteen pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo
 
-demo-cluster: packages ## a real Kubernetes cluster of two nodes to play with, until Ctrl-C (Linux, root, Go, gcc)
+demo-cluster: packages ## a real Kubernetes cluster of two nodes with the chart on it to play with, until Ctrl-C (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo-cluster
 
 test: packages ## everything CI runs: lint, unit tests under the race detector, both real nodes
@@ -108,8 +108,8 @@ chart: chart-tools ## the chart, and what is rendered from it, against Kubernete
 node: packages ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
 	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./podspec ./image
 
-cluster-test: packages ## tests on a real cluster of two nodes: pods, users, killed kubelets and nodes (root, Debian)
-	cd e2e && $(E2E) -count=1 ./cluster
+cluster-test: packages ## tests on a real cluster of two nodes: pods, users, killed kubelets and nodes, and the chart's whole life (root, Debian)
+	cd e2e && $(E2E) -count=1 ./cluster ./chart
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
 	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./conformance

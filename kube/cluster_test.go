@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -236,6 +237,26 @@ func TestDialForwards(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// TestRefusal: what an API server says in its own form is not quoted as text.
+func TestRefusal(t *testing.T) {
+	for _, row := range []struct{ said, want string }{
+		{`{"kind":"Status","message":"error dialing backend: connection refused","code":500}`, "API server fake: error dialing backend: connection refused"},
+		{`{"kind":"Status","message":"bad\u001b[2J"}`, `API server fake: "bad\x1b[2J"`},
+		{`{"kind":"Status","message":"", "code":403}`, `API server fake: "an error on the server `},
+		{"out of order", `API server fake: "an error on the server (\"out of order\")`},
+	} {
+		answer := &http.Response{StatusCode: http.StatusInternalServerError, Body: io.NopCloser(strings.NewReader(row.said))}
+		err := (&Cluster{source: "API server fake"}).unforwarded(t.Context(), AgentPod{}, refusal(answer))
+		if !strings.HasPrefix(err.Error(), row.want) {
+			t.Errorf("%s is told as %v, want %s", row.said, err, row.want)
+		}
+	}
+	forbidden := &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(`{"kind":"Status","message":"no"}`))}
+	if err := refusal(forbidden); !isForbidden(err) {
+		t.Errorf("403 is told as %v", err)
 	}
 }
 

@@ -15,12 +15,14 @@ import (
 
 	"github.com/gorilla/websocket"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/portforward"
 	"k8s.io/client-go/rest"
 	sockettransport "k8s.io/client-go/transport/websocket"
 	streams "k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+	kjson "sigs.k8s.io/json"
 )
 
 // The headers of a forwarded port's two streams (k8s.io/api/core/v1, types.go).
@@ -141,14 +143,24 @@ func (c *Cluster) overSPDY(ctx context.Context, place *url.URL) (streams.Connect
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusSwitchingProtocols {
-		text, _ := io.ReadAll(io.LimitReader(answer.Body, maxRefusal)) // the status says enough
-		return nil, nil, apierrors.NewGenericServerResponse(answer.StatusCode, "create", schema.GroupResource{Resource: portForward}, "", string(text), 0, true)
+		return nil, nil, refusal(answer)
 	}
 	carrier, err := upgrade.NewConnection(answer)
 	if err != nil {
 		return nil, nil, err
 	}
 	return carrier, func() { _ = carrier.Close() }, nil
+}
+
+// refusal is what an API server says that forwards no port.
+func refusal(answer *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(answer.Body, maxRefusal)) // the status says enough
+	var told metav1.Status
+	if kjson.UnmarshalCaseSensitivePreserveInts(text, &told) == nil && told.Kind == "Status" && told.Message != "" {
+		told.Code = int32(answer.StatusCode)
+		return &apierrors.StatusError{ErrStatus: told}
+	}
+	return apierrors.NewGenericServerResponse(answer.StatusCode, "create", schema.GroupResource{Resource: portForward}, "", string(text), 0, true)
 }
 
 // open asks for the port: one stream for errors, one for data.

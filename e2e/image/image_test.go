@@ -1,7 +1,5 @@
 //go:build linux
 
-// Package image builds the image as a release does, looks at what is in it, and runs the pod of
-// the chart from it beside a real kubelet and API server.
 package image
 
 import (
@@ -24,14 +22,6 @@ import (
 	"testing"
 
 	"github.com/capdrift/capdrift/e2e/provision"
-)
-
-// Settings that make the image the same whenever and wherever it is built.
-const (
-	version  = "v0.0.0-test"
-	revision = "0123456789abcdef0123456789abcdef01234567"
-	epoch    = "1790000000"
-	name     = "ghcr.io/capdrift/capdrift:" + version
 )
 
 const maxImage = 40 << 20 // bytes, unpacked
@@ -64,25 +54,16 @@ func repository(t *testing.T) string {
 	return repo
 }
 
-// makes runs the Makefile of a copy of the sources.
-func makes(t *testing.T, repo string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "make", append([]string{"--no-print-directory", "-C", repo}, args...)...)
-	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "VERSION="+version, "REVISION="+revision, "SOURCE_DATE_EPOCH="+epoch)
-	text, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("make %q: %v\n%s", args, err, text)
-	}
-	return string(text)
-}
-
 // build builds the image of a copy of the sources, and returns the folder that it is in.
-func build(t *testing.T, repo string) string {
+func build(t *testing.T, sources string) string {
 	t.Helper()
 	dir := t.TempDir()
-	told := makes(t, repo, "image", "IMAGE_DIR="+dir, "SBOM="+filepath.Join(repository(t), ".cache", "tools", "sbom"))
+	told, err := Build(t.Context(), sources, repository(t), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	digest, err := os.ReadFile(filepath.Join(dir, "digest"))
-	if err != nil || !strings.Contains(told, name+" linux/"+runtime.GOARCH+" "+string(digest)) {
+	if err != nil || !strings.Contains(told, Name+" linux/"+runtime.GOARCH+" "+string(digest)) {
 		t.Errorf("%v, the digest is %s, and make says %s", err, digest, told)
 	}
 	return dir
@@ -105,7 +86,7 @@ func TestImage(t *testing.T) {
 		t.Errorf("config %+v", c)
 	}
 	for label, want := range map[string]string{
-		"title": "capdrift", "version": version, "revision": revision, "licenses": "Apache-2.0", "source": "https://github.com/capdrift/capdrift",
+		"title": "capdrift", "version": Version, "revision": revision, "licenses": "Apache-2.0", "source": "https://github.com/capdrift/capdrift",
 	} {
 		if got := config.Config.Labels["org.opencontainers.image."+label]; got != want {
 			t.Errorf("label %s is %q, want %q", label, got, want)
@@ -207,7 +188,7 @@ func checkMaterials(t *testing.T, file string, program []byte) {
 		}
 	}
 	about := doc.Packages[0]
-	if about.Name != "github.com/capdrift/capdrift" || about.VersionInfo != version || len(about.Checksums) != 1 || about.Checksums[0].ChecksumValue != hex.EncodeToString(sum[:]) {
+	if about.Name != "github.com/capdrift/capdrift" || about.VersionInfo != Version || len(about.Checksums) != 1 || about.Checksums[0].ChecksumValue != hex.EncodeToString(sum[:]) {
 		t.Errorf("it is about %+v, the program's sum is %x", about, sum)
 	}
 }
