@@ -55,7 +55,7 @@ image: packages $(SBOM) ## the image into .cache/image, without a container engi
 	GO_IMAGE='$(GO_IMAGE)' SBOM='$(SBOM)' deploy/image.sh '$(IMAGE_DIR)'
 
 manifests: chart-tools ## render deploy/install.yaml and deploy/kustomize anew from the chart
-	$(GO) test ./deploy -count=1 -run '^TestManifests$$' -update
+	$(GO) test ./deploy -count=1 -run '^(TestManifests|TestAuditPage)$$' -update
 
 demo: ## a real node, fourteen pods, one scan: see it work (Linux, root, Go, gcc)
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/demo

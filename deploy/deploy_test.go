@@ -21,7 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var update = flag.Bool("update", false, "render install.yaml and kustomize anew")
+var update = flag.Bool("update", false, "render install.yaml and kustomize anew, and the audit in the documentation")
 
 // What the Makefile's chart-tools builds.
 const (
@@ -559,6 +559,33 @@ func TestAudit(t *testing.T) {
 	}
 	if text, status := audit(render(t, set("agent.deepInspection=true")...), exceptions...); status != 3 || !strings.Contains(text, "SYS_PTRACE") {
 		t.Errorf("with deepInspection: status %d: %s", status, text)
+	}
+}
+
+// TestAuditPage: the documentation has what all packs say of this release, as it came out;
+// -update writes it anew.
+func TestAuditPage(t *testing.T) {
+	const page, begin, end = "../docs/kubernetes.md", "<!-- what TestAuditPage saw begins here -->\n", "<!-- and ends here -->"
+	stdout, stderr, status := run(t, render(t), "sh", "-c", `cd .. && exec "$0" "$@"`, program(t), "audit", "--manifests", "-", "--exceptions", "deploy/exceptions.yaml")
+	if status != 0 || stderr != "" {
+		t.Fatalf("status %d: %s", status, stderr)
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	was, after, closed := strings.Cut(rest, end)
+	if !ok || !closed {
+		t.Fatalf("%s has no place for it", page)
+	}
+	is := "```\n" + stdout + "```\n"
+	if *update {
+		if err := os.WriteFile(page, []byte(before+begin+is+end+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if was != is {
+		t.Errorf("%s has\n%s\nand it is\n%s\nif that is meant, run make manifests and read the difference", page, was, is)
 	}
 }
 
