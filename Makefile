@@ -142,10 +142,10 @@ bench-agent: ## how soon the agent tells, 200 times each way, and what it costs 
 
 chart-tools: $(HELM) $(KUBECONFORM) $(KUSTOMIZE) $(PROMQL)
 
-# Debian's packages: capsh and pscap, which the tests compare with, buildah for the image, and
-# what kube-proxy needs.
+# Debian's packages: capsh and pscap, which the tests compare with, buildah for the image, what
+# kube-proxy needs, and jq, which docs/kubectl.md uses.
 packages:
-	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah nft:nftables; do \
+	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah nft:nftables jq:jq; do \
 	  command -v $${needed%%:*} >/dev/null 2>&1 || missing="$$missing $${needed##*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \

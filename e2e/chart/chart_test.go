@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package chart installs the chart on a real cluster of two nodes, as docs/kubernetes.md says, and
-// uses what runs there, as docs/kubectl.md says.
+// Package chart installs the chart on a real cluster of two nodes, and uses what runs there. A reader who
+// has a clean clone runs every command of README.md, docs/kubernetes.md, docs/kubectl.md and
+// docs/security.md (page_test.go, reader_test.go).
 package chart
 
 import (
@@ -18,7 +19,6 @@ import (
 	"time"
 
 	"github.com/capdrift/capdrift/e2e/cluster"
-	"github.com/capdrift/capdrift/e2e/image"
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
@@ -29,6 +29,7 @@ func TestChart(t *testing.T) {
 		name string
 		run  func(*testing.T, *installation)
 	}{
+		{"kubernetes_page", testKubernetesPage},
 		{"install", testInstall},
 		{"four_layers", testFourLayers},
 		{"watch", testWatch},
@@ -36,8 +37,11 @@ func TestChart(t *testing.T) {
 		{"policy", testPolicy},
 		{"upgrade", testUpgrade},
 		{"trouble", testTrouble},
+		{"kubectl_page", testKubectlPage},
+		{"readme", testReadme},
 		{"users", testUsers},
 		{"uninstall", testUninstall},
+		{"pages", testPages},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, in) }) {
 			in.showLogs(t)
@@ -47,21 +51,7 @@ func TestChart(t *testing.T) {
 }
 
 func testInstall(t *testing.T, in *installation) {
-	dir := t.TempDir()
-	if _, err := image.Build(t.Context(), in.repo, in.repo, dir); err != nil {
-		t.Fatal(err)
-	}
-	archive, err := os.ReadFile(image.Archive(dir))
-	if err == nil {
-		err = in.ImportImage(t.Context(), archive)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	in.kubectl(t, "", "create", "namespace", "capdrift")
-	in.kubectl(t, "", "label", "namespace", "capdrift", "pod-security.kubernetes.io/enforce=privileged")
-	in.helm(t, "install", "capdrift", in.chart(), "--set", "image.tag="+image.Version, "--set", "image.pullPolicy=Never", "--wait")
-	in.awaitRollout(t)
+	in.walk(t, readme, "Install it")
 	if agents := in.agents(t); len(agents) != 2 || agents["worker-1"].UID == "" || agents["worker-2"].UID == "" {
 		t.Errorf("agents by node: %v", agents)
 	}

@@ -28,6 +28,8 @@ type installation struct {
 	tools string // folder with helm
 	bin   string // folder with the plugin
 
+	reader *reader // of the pages
+
 	kept   []string // ids of an intruder's findings that stay open
 	follow *watch   // since they are
 
@@ -83,6 +85,7 @@ func start(t *testing.T) *installation {
 		t.Fatal(err)
 	}
 	in := &installation{Cluster: c, repo: repo, tools: tools, bin: bin}
+	in.reader = newReader(t, in)
 	t.Cleanup(func() {
 		for _, w := range in.watches {
 			_ = w.Process.Kill()
