@@ -36,8 +36,8 @@ type installation struct {
 	watches []*exec.Cmd // that run
 }
 
-// start brings up a cluster, or skips a laptop that cannot.
-func start(t *testing.T) *installation {
+// needs skips a laptop that cannot.
+func needs(t *testing.T) {
 	t.Helper()
 	why := ""
 	if _, err := exec.LookPath("buildah"); err != nil {
@@ -46,12 +46,19 @@ func start(t *testing.T) *installation {
 	if os.Geteuid() != 0 {
 		why = "needs root; run: sudo make cluster-test"
 	}
-	if why != "" {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("CI must run this: %s", why)
-		}
-		t.Skip(why)
+	if why == "" {
+		return
 	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("CI must run this: %s", why)
+	}
+	t.Skip(why)
+}
+
+// start brings up a cluster.
+func start(t *testing.T) *installation {
+	t.Helper()
+	needs(t)
 	slow := 1.0
 	if s := os.Getenv("CAPDRIFT_E2E_SLOW"); s != "" {
 		var err error

@@ -41,14 +41,17 @@ type outcome struct {
 var outcomes = map[string]outcome{
 	"kubectl -n capdrift exec daemonset/capdrift-agent -- capdrift get node":   {prints: `(?m)^Coverage: complete`},
 	"kubectl -n capdrift get pods -o wide --field-selector spec.nodeName=NODE": {prints: `capdrift-agent-\w+ +1/1 +Running`},
-	"kubectl capdrift get nodes":             {prints: `(?s)worker-1.*worker-2`},
-	"kubectl capdrift get findings -n shop":  {prints: `(?m)^worker-1 +critical +shop/everywhere-\w+ .*permitted_excess`},
-	"kubectl capdrift watch --node worker-1": {prints: `critical .*permitted_excess`, until: true},
-	"kubectl capdrift scan --fail-on high":   {prints: `critical .*permitted_excess`, status: 3},
-	"kubectl capdrift explain deploy/web":    {prints: `CAP_`},
-	"kubectl -n capdrift get daemonset":      {prints: `capdrift-agent +2 +2 +2`},
-	"sudo bin/capdrift scan":                 {prints: `critical .*permitted_excess`},
-	"sudo bin/capdrift scan --fail-on high":  {status: 3},
+	"kubectl capdrift get nodes":                                   {prints: `(?s)worker-1.*worker-2`},
+	"kubectl capdrift get findings -n shop":                        {prints: `(?m)^worker-1 +critical +shop/everywhere-\w+ .*permitted_excess`},
+	"kubectl capdrift watch --node worker-1":                       {prints: `critical .*permitted_excess`, until: true},
+	"kubectl capdrift scan --fail-on high":                         {prints: `critical .*permitted_excess`, status: 3},
+	"kubectl capdrift explain deploy/web":                          {prints: `CAP_`},
+	"kubectl -n capdrift get daemonset":                            {prints: `capdrift-agent +2 +2 +2`},
+	"sudo bin/capdrift scan":                                       {prints: `critical .*permitted_excess`},
+	"sudo bin/capdrift audit --pack pss-restricted --fail-on high": {prints: `high +pss-restricted-capabilities`, status: 3},
+	"sudo bin/capdrift explain PID":                                {prints: `intruder`},
+	"bin/capdrift version":                                         {prints: `capdrift `},
+	"sudo bin/capdrift scan --fail-on high":                        {status: 3},
 }
 
 // newReader gives a reader a clone of what would be committed, and on his PATH what the pages suppose.
@@ -204,7 +207,10 @@ func testKubernetesPage(t *testing.T, in *installation) {
 	}
 	for _, kind := range []string{"podmonitors", "prometheusrules"} {
 		in.kubectl(t, "", "apply", "--server-side", "-f", filepath.Join(resources, "monitoring.coreos.com_"+kind+".yaml"))
-		in.kubectl(t, "", "wait", "--for=condition=Established", "crd/"+kind+".monitoring.coreos.com", "--timeout=1m")
+		await(t, "the API serves "+kind, func() (bool, string) {
+			served := in.kubectl(t, "", "get", "crd", kind+".monitoring.coreos.com", "-o", `jsonpath={.status.conditions[?(@.type=="Established")].status}`)
+			return served == "True", served
+		})
 	}
 	in.walk(t, kubernetesPage)
 }
