@@ -186,14 +186,13 @@ func TestPages(t *testing.T) {
 
 // names are mentions that are no orders.
 var names = map[string]string{
-	"kubectl port-forward":                       "what the plugin is compared with",
-	"docker load":                                "no container engine is needed, and the file is the one that ctr takes",
-	"make cluster-test":                          "CI runs it (.ci/run)",
-	"capdrift agent":                             "what the chart's pods run",
-	"capdrift explain gateway NET_RAW CHOWN":     "make demo runs it",
-	"capdrift predict -f web.yaml --runtime all": "the reader's own manifest; Use it has another",
+	"kubectl port-forward":                   "what the plugin is compared with",
+	"docker load":                            "no container engine is needed, and the file is the one that ctr takes",
+	"make cluster-test":                      "CI runs it (.ci/run)",
+	"capdrift agent":                         "what the chart's pods run",
+	"capdrift explain gateway NET_RAW CHOWN": "make demo runs it",
 
-	"capdrift scan --host-root /host --cri-endpoint unix:///run/containerd/containerd.sock --node-name $(NODE_NAME)": "a container's command, which TestPod of e2e/live runs in pods",
+	"capdrift scan --host-root /host --cri-endpoint unix:///run/containerd/containerd.sock --node-name $(NODE_NAME)": "a container's command; TestFromPod of e2e/live scans from pods",
 }
 
 // partOf tells whether a command has the mentioned one's words. What follows an ellipsis is

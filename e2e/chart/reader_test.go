@@ -35,21 +35,27 @@ type outcome struct {
 	status int
 	prints string // a regular expression
 	until  bool   // it goes on for ever, and is interrupted when it has printed that
+	then   string // what shows that it worked, in the same shell
 }
 
 // outcomes are those of some commands, by what the page says.
 var outcomes = map[string]outcome{
 	"kubectl -n capdrift exec daemonset/capdrift-agent -- capdrift get node":   {prints: `(?m)^Coverage: complete`},
 	"kubectl -n capdrift get pods -o wide --field-selector spec.nodeName=NODE": {prints: `capdrift-agent-\w+ +1/1 +Running`},
-	"kubectl capdrift get nodes":                                   {prints: `(?s)worker-1.*worker-2`},
-	"kubectl capdrift get findings -n shop":                        {prints: `(?m)^worker-1 +critical +shop/everywhere-\w+ .*permitted_excess`},
-	"kubectl capdrift watch --node worker-1":                       {prints: `critical .*permitted_excess`, until: true},
-	"kubectl capdrift scan --fail-on high":                         {prints: `critical .*permitted_excess`, status: 3},
-	"kubectl capdrift explain deploy/web":                          {prints: `CAP_`},
+	"kubectl capdrift get nodes":             {prints: `(?s)worker-1.*worker-2`},
+	"kubectl capdrift get findings -n shop":  {prints: `(?m)^worker-1 +critical +shop/everywhere-\w+ .*permitted_excess`},
+	"kubectl capdrift watch --node worker-1": {prints: `critical .*permitted_excess`, until: true},
+	"kubectl capdrift scan --fail-on high":   {prints: `critical .*permitted_excess`, status: 3},
+	"kubectl capdrift explain deploy/web":    {prints: `CAP_`},
+	"kubectl -n capdrift logs POD":           {prints: `the journal is open`},
+	"kubectl capdrift get findings -o json | jq '.nodes[] | .nodeName as $n | .answer.findings[]? | {$n, kind, severity}'": {prints: `"kind": "permitted_excess"`},
+	"kubectl capdrift audit --pack pss-restricted":                 {prints: `(?m)^high +pss-restricted-capabilities`},
 	"kubectl -n capdrift get daemonset":                            {prints: `capdrift-agent +2 +2 +2`},
 	"sudo bin/capdrift scan":                                       {prints: `critical .*permitted_excess`},
 	"sudo bin/capdrift audit --pack pss-restricted --fail-on high": {prints: `high +pss-restricted-capabilities`, status: 3},
 	"sudo bin/capdrift explain PID":                                {prints: `intruder`},
+	"bin/capdrift predict -f web.yaml --runtime all":               {prints: `(?s)cri-o, docker +refused\n.*keeps 13 capabilities`},
+	"source <(bin/capdrift completion bash)":                       {then: "complete -p capdrift"},
 	"bin/capdrift version":                                         {prints: `capdrift `},
 	"sudo bin/capdrift scan --fail-on high":                        {status: 3},
 }
@@ -124,6 +130,9 @@ func (in *installation) carryOut(t *testing.T, i instruction) {
 	defer cancel()
 	wants, began := outcomes[i.command], time.Now()
 	typed := in.fillIn(t, i.command)
+	if wants.then != "" {
+		typed += "\n" + wants.then
+	}
 	command := in.command(ctx, typed)
 	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {
@@ -243,8 +252,9 @@ func testPages(t *testing.T, in *installation) {
 // atNode is the folder of who is logged in on a node.
 const atNode = "/root"
 
-// What is to be typed on a node, on one where an intruder is.
+// What needs no cluster, and what is to be typed on a node, on one where an intruder is.
 func testReadme(t *testing.T, in *installation) {
+	in.walk(t, readme, "See it work")
 	n, home := in.Nodes[0], in.Nodes[0].Path(atNode)
 	for to, from := range map[string]string{
 		"capdrift":               in.reader.clone,
