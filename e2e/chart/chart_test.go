@@ -29,6 +29,7 @@ func TestChart(t *testing.T) {
 		name string
 		run  func(*testing.T, *installation)
 	}{
+		{"plugin", testPlugin},
 		{"kubernetes_page", testKubernetesPage},
 		{"install", testInstall},
 		{"four_layers", testFourLayers},

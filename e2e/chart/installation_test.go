@@ -87,11 +87,7 @@ func start(t *testing.T) *installation {
 			t.Error(err)
 		}
 	})
-	bin := t.TempDir()
-	if err := os.Symlink(c.Program("capdrift"), filepath.Join(bin, "kubectl-capdrift")); err != nil {
-		t.Fatal(err)
-	}
-	in := &installation{Cluster: c, repo: repo, tools: tools, bin: bin}
+	in := &installation{Cluster: c, repo: repo, tools: tools, bin: t.TempDir()}
 	in.reader = newReader(t, in)
 	t.Cleanup(func() {
 		for _, w := range in.watches {

@@ -40,7 +40,7 @@ type outcome struct {
 
 // outcomes are those of some commands, by what the page says.
 var outcomes = map[string]outcome{
-	"kubectl -n capdrift exec daemonset/capdrift-agent -- capdrift get node":   {prints: `(?m)^Coverage: complete`},
+	"kubectl -n capdrift exec daemonset/capdrift-agent -- capdrift get node":   {prints: `(?m)^Coverage: .*1 container seen`},
 	"kubectl -n capdrift get pods -o wide --field-selector spec.nodeName=NODE": {prints: `capdrift-agent-\w+ +1/1 +Running`},
 	"kubectl capdrift get nodes":             {prints: `(?s)worker-1.*worker-2`},
 	"kubectl capdrift get findings -n shop":  {prints: `(?m)^worker-1 +critical +shop/everywhere-\w+ .*permitted_excess`},
@@ -158,7 +158,7 @@ func (in *installation) carryOut(t *testing.T, i instruction) {
 		t.Fatal(err)
 	}
 	text, status := read(t, out.Name()), command.ProcessState.ExitCode()
-	if status != wants.status || !prints.MatchString(text) {
+	if status != wants.status || !prints.MatchString(text) || strings.Contains(text, "capdrift: warning:") {
 		t.Fatalf("%s\ntyped as %q: status %d, and not %d with %q:\n%s", i, typed, status, wants.status, wants.prints, text)
 	}
 	t.Logf("%s (%s)", i, time.Since(began).Round(time.Millisecond))
@@ -207,6 +207,10 @@ func (in *installation) fillIn(t *testing.T, command string) string {
 	return filled
 }
 
+func testPlugin(t *testing.T, in *installation) {
+	in.walk(t, kubectlPage, "Install it")
+}
+
 // The whole page, on a cluster as it is for somebody new, with the Prometheus operator's custom resources, of
 // which the page says that they must be there.
 func testKubernetesPage(t *testing.T, in *installation) {
@@ -224,10 +228,10 @@ func testKubernetesPage(t *testing.T, in *installation) {
 	in.walk(t, kubernetesPage)
 }
 
-// The whole page, for somebody whose namespace is the shop.
+// The rest of the page, for somebody whose namespace is the shop.
 func testKubectlPage(t *testing.T, in *installation) {
 	in.kubectl(t, "", "config", "set-context", "--current", "--namespace=shop")
-	in.walk(t, kubectlPage)
+	in.walk(t, kubectlPage, "What it needs", "Use it", "What it prints", "When it does not work")
 	in.kubectl(t, "", "config", "set-context", "--current", "--namespace=")
 	if told := output(t, in.command(t.Context(), `kubectl __complete capdrift get ''`), ""); !strings.Contains(told, "findings") {
 		t.Errorf("kubectl completes capdrift get by %q", told)
