@@ -176,7 +176,7 @@ type bench struct {
 	threads   bool // those of its processes were read
 	steps     *int
 	tasks     []task // its processes, and the threads that differ
-	groups    map[aspect][][]task
+	groups    map[aspect][]group
 }
 
 func newBench(subject Subject, threads bool, steps *int) *bench {
@@ -260,20 +260,17 @@ func (b *bench) kernel(rule *Rule) Outcome {
 	}
 	o, witnesses := Outcome{Verdict: Pass}, 0
 	for _, alike := range b.alike(rule.tells) {
-		b.vars.setProcess(alike[0].Process)
+		b.vars.setProcess(alike.first)
 		holds, err := rule.Actual.eval(b.vars, b.steps)
 		switch {
 		case err != nil && o.Verdict == Pass:
-			o.Verdict, o.Reason = Unknown, fmt.Sprintf("process %d: %s", alike[0].PID, reason(err))
+			o.Verdict, o.Reason = Unknown, fmt.Sprintf("process %d: %s", alike.first.PID, reason(err))
 		case err != nil || holds:
 		default:
 			o.Verdict, o.Reason = Fail, ""
-			o.Failing += len(alike)
-			for _, t := range alike[:min(len(alike), maxTasks-len(o.Tasks))] {
-				o.Tasks = append(o.Tasks, Task{t.PID, t.tid, t.StartTime, t.Name})
-			}
-			witness := Task{alike[0].PID, alike[0].tid, alike[0].StartTime, alike[0].Name}
-			o.witness(b.vars, rule.Actual, &witness, witnesses < maxWitnesses)
+			o.Failing += alike.size
+			o.name(alike.named)
+			o.witness(b.vars, rule.Actual, &alike.named[0], witnesses < maxWitnesses)
 			witnesses++
 		}
 	}
@@ -282,6 +279,15 @@ func (b *bench) kernel(rule *Rule) Outcome {
 		b.doubt(&o)
 	}
 	return o
+}
+
+// name adds the first of those that fail.
+func (o *Outcome) name(failing []Task) {
+	if o.Tasks == nil {
+		o.Tasks = failing // whose room is full: what is appended goes elsewhere
+		return
+	}
+	o.Tasks = append(o.Tasks, failing[:min(len(failing), maxTasks-len(o.Tasks))]...)
 }
 
 // doubt takes a pass back where not all was seen.
@@ -301,6 +307,9 @@ func (b *bench) doubt(o *Outcome) {
 func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool) {
 	v.meter.left = maxSteps // the evaluation has ended, and nobody would hear that it is spent
 	first := len(o.Evidence)
+	if show {
+		o.Evidence = slices.Grow(o.Evidence, len(f.facts))
+	}
 	for i := range f.facts {
 		fact := &f.facts[i]
 		value, offends, nameless, ok := v.see(fact, show)
