@@ -160,9 +160,7 @@ func (p *Policy) judgeWithin(report drift.Report, now time.Time, steps int) Judg
 			continue
 		}
 		b := newBench(Subject{Container: c, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, &steps)
-		for _, rule := range p.rules {
-			j.Results = append(j.Results, b.judge(rule))
-		}
+		j.Results = b.judgeAll(p, j.Results)
 	}
 	p.except(&j, &report, now, &steps)
 	p.count(&j)
@@ -183,27 +181,53 @@ func newBench(subject Subject, threads bool, steps *int) *bench {
 	return &bench{vars: newVars(subject), container: subject.Container, threads: threads, steps: steps}
 }
 
+// judgeAll puts the policy's rules, and adds what they say. Rules of several documents ask
+// the same in the same words, and that is asked once.
+func (b *bench) judgeAll(p *Policy, results []Result) []Result {
+	first := len(results)
+	for i, rule := range p.rules {
+		result, applies := b.apply(rule)
+		if applies {
+			asked := p.asked[i]
+			if asked.declared < i {
+				result.Declared = results[first+asked.declared].Declared
+			} else {
+				result.Declared = b.declared(rule)
+			}
+			if asked.actual < i {
+				result.Actual = results[first+asked.actual].Actual
+			} else {
+				result.Actual = b.actual(rule)
+			}
+		}
+		results = append(results, result)
+	}
+	return results
+}
+
 // judge puts one rule.
 func (b *bench) judge(rule *Rule) Result {
-	result := Result{Rule: rule, Container: b.container}
-	if rule.Applies != nil {
-		switch holds, err := rule.Applies.eval(b.vars, b.steps); {
-		case err != nil:
-			result.Declared = Outcome{Verdict: Unknown, Reason: "whether the rule applies: " + reason(err)}
-			result.Actual = result.Declared
-			result.drop()
-			return result
-		case !holds:
-			return result
-		}
-	}
-	if rule.Declared != nil {
-		result.Declared = b.whole(rule.Declared)
-	}
-	if rule.Actual != nil {
-		result.Actual = b.kernel(rule)
+	result, applies := b.apply(rule)
+	if applies {
+		result.Declared, result.Actual = b.declared(rule), b.actual(rule)
 	}
 	return result
+}
+
+// apply tells whether the rule is meant for the container; the result is all there is to
+// say where it is not.
+func (b *bench) apply(rule *Rule) (result Result, applies bool) {
+	result = Result{Rule: rule, Container: b.container}
+	if rule.Applies == nil {
+		return result, true
+	}
+	applies, err := rule.Applies.eval(b.vars, b.steps)
+	if err != nil {
+		result.Declared = Outcome{Verdict: Unknown, Reason: "whether the rule applies: " + reason(err)}
+		result.Actual = result.Declared
+		result.drop()
+	}
+	return result, applies
 }
 
 // drop leaves out the verdicts of which the rule says nothing.
@@ -225,6 +249,14 @@ func reason(err error) string {
 	return err.Error()
 }
 
+// declared judges what is on paper.
+func (b *bench) declared(rule *Rule) Outcome {
+	if rule.Declared == nil {
+		return Outcome{}
+	}
+	return b.whole(rule.Declared)
+}
+
 // whole judges a condition about the container as a whole.
 func (b *bench) whole(f *Filter) Outcome {
 	holds, err := f.eval(b.vars, b.steps)
@@ -242,10 +274,12 @@ func (b *bench) whole(f *Filter) Outcome {
 	return o
 }
 
-// kernel judges what the kernel holds.
-func (b *bench) kernel(rule *Rule) Outcome {
+// actual judges what the kernel holds.
+func (b *bench) actual(rule *Rule) Outcome {
 	c := b.container
 	switch {
+	case rule.Actual == nil:
+		return Outcome{}
 	case c.Observation == drift.UnsupportedRuntime:
 		return Outcome{Verdict: Unknown, Reason: "processes: not visible from the host: " + c.Reason}
 	case len(c.Processes) == 0:
