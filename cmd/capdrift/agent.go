@@ -113,6 +113,7 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 	return parts.run(cmd.Context(), c,
 		func(ctx context.Context) error { return reload.run(ctx, hangups, looks.C) },
 		func(ctx context.Context) error { return tellLog(ctx, parts.loop, log) },
+		func(ctx context.Context) error { return handBackStart(ctx, parts.loop, log) },
 	)
 }
 
