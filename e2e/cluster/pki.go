@@ -27,7 +27,7 @@ type pki struct {
 }
 
 func newPKI() (*pki, error) {
-	authority, err := NewAuthority()
+	authority, err := NewAuthority("capdrift test authority")
 	return &pki{authority, newToken()}, err
 }
 
@@ -40,15 +40,15 @@ type Authority struct {
 // Credentials are a certificate and its key, as PEM.
 type Credentials struct{ Certificate, Key string }
 
-// NewAuthority makes one. All have the same name, so that only the key tells one from another.
-func NewAuthority() (*Authority, error) {
+// NewAuthority makes one. Of several with the same name only the key tells one from another.
+func NewAuthority(name string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	a := &Authority{key: key}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "capdrift test authority"},
+		Subject:               pkix.Name{CommonName: name},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
