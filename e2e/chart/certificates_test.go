@@ -20,9 +20,10 @@ import (
 
 // What the agents' certificates are kept in, and whom they are for.
 const (
-	tlsSecret  = "agent-tls"
-	tlsName    = "capdrift-agent"
-	apiTCPPort = "7444"
+	tlsSecret     = "agent-tls"
+	tlsName       = "capdrift-agent"
+	authorityName = "ours"
+	apiTCPPort    = "7444"
 )
 
 // client is a folder on the second node: its certificate, and the authority that it trusts.
@@ -56,25 +57,27 @@ func (in *installation) newClient(t *testing.T, own, agents *cluster.Authority) 
 	return client{path.Join("/root", path.Base(dir))}
 }
 
-// giveCertificates puts certificates of a new authority into the agents' secret, in the form of
-// cert-manager's.
-func (in *installation) giveCertificates(t *testing.T) *cluster.Authority {
+// serverOf is what an authority gives agents.
+func serverOf(t *testing.T, authority *cluster.Authority) cluster.Credentials {
 	t.Helper()
-	// All have one name: a client shows its certificate, and is to be refused for its signature.
-	authority := newAuthority(t, "ours")
 	credentials, err := authority.Server(nil, tlsName)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return credentials
+}
+
+// putSecret makes or replaces the agents' secret, in the form of cert-manager's.
+func (in *installation) putSecret(t *testing.T, clients *cluster.Authority, own cluster.Credentials) {
+	t.Helper()
 	secret, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": map[string]string{"name": tlsSecret, "namespace": "capdrift"},
-		"stringData": map[string]string{"tls.crt": credentials.Certificate, "tls.key": credentials.Key, "ca.crt": authority.Certificate()},
+		"stringData": map[string]string{"tls.crt": own.Certificate, "tls.key": own.Key, "ca.crt": clients.Certificate()},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	in.kubectl(t, string(secret), "apply", "-f", "-")
-	return authority
 }
 
 // ask asks a node's agent over TCP.
@@ -105,10 +108,27 @@ func (in *installation) mustRefuse(t *testing.T, as client, on, why string) {
 	})
 }
 
+// awaitCertificates waits until each agent says what is wrong with its certificates, "" for nothing.
+func (in *installation) awaitCertificates(t *testing.T, why string) {
+	t.Helper()
+	for _, n := range in.Nodes {
+		await(t, n.Name+" says of its certificates: "+why, func() (bool, string) {
+			told, problems, status := in.ask(t, in.client, n.Name, "get", "node", "-o", "json")
+			if status != 0 {
+				t.Fatalf("%s does not answer: %s", n.Name, problems)
+			}
+			said := agentViewOf(t, told).component(t, "certificates")
+			return said.OK == (why == "") && strings.Contains(said.Why, why), told
+		})
+	}
+}
+
 // Agents take the certificates of another authority while they run, and let nobody of the one before in.
 func testCertificates(t *testing.T, in *installation) {
-	before, old := in.agents(t), in.authority
-	fresh := in.giveCertificates(t)
+	// All have one name: a client shows its certificate, and is to be refused for its signature.
+	before, old, fresh := in.agents(t), in.authority, newAuthority(t, authorityName)
+	own := serverOf(t, fresh)
+	in.putSecret(t, fresh, own)
 	accepted, former, other := in.newClient(t, fresh, fresh), in.newClient(t, old, fresh), in.newClient(t, newAuthority(t, "theirs"), fresh)
 	for _, n := range in.Nodes {
 		await(t, n.Name+" answers a client of the new authority", func() (bool, string) {
@@ -119,6 +139,12 @@ func testCertificates(t *testing.T, in *installation) {
 		in.mustRefuse(t, other, n.Name, "certificate required") // crypto/tls shows none to those who do not name its authority
 	}
 	in.authority, in.client = fresh, accepted
+
+	// With a key of another certificate those before stay in use.
+	in.putSecret(t, fresh, cluster.Credentials{Certificate: own.Certificate, Key: serverOf(t, fresh).Key})
+	in.awaitCertificates(t, "private key does not match public key")
+	in.putSecret(t, fresh, own)
+	in.awaitCertificates(t, "")
 	if after := in.agents(t); after["worker-1"] != before["worker-1"] || after["worker-2"] != before["worker-2"] {
 		t.Errorf("the agents were %v, and are %v", before, after)
 	}

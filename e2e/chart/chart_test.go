@@ -296,7 +296,8 @@ func testUpgrade(t *testing.T, in *installation) {
 	pod := in.podsOf(t, "everywhere")["worker-1"]
 	in.kept = in.intrude(t, in.Nodes[0], pod)
 	in.follow = in.watch(t)
-	in.authority = in.giveCertificates(t)
+	in.authority = newAuthority(t, authorityName)
+	in.putSecret(t, in.authority, serverOf(t, in.authority))
 	in.client = in.newClient(t, in.authority, in.authority)
 	in.replaceAgents(t, pod, "upgrade", "capdrift", in.laterChart(t), "--reset-then-reuse-values",
 		"--set", "agent.api.tcp.enabled=true,agent.api.tcp.secretName="+tlsSecret, "--wait")
@@ -422,12 +423,8 @@ func testRuntimeAway(t *testing.T, in *installation) {
 		metrics := in.metrics(t, n.Name)
 		return strings.Contains(metrics, `capdrift_component_healthy{component="runtime"} 0`+"\n") && strings.Contains(metrics, "capdrift_coverage_complete 0\n"), metrics
 	})
-	told, problems, _ := in.ask(t, in.client, n.Name, "get", "node", "-o", "json")
-	var view agentView
-	if err := json.Unmarshal([]byte(told), &view); err != nil {
-		t.Fatalf("%v in %s %s", err, told, problems)
-	}
-	for _, component := range view.Components {
+	told, _, _ := in.ask(t, in.client, n.Name, "get", "node", "-o", "json")
+	for _, component := range agentViewOf(t, told).Components {
 		if away := component.Name == "runtime"; component.OK == away || away && !strings.Contains(component.Why, "connection refused") {
 			t.Errorf("%s: %v %s", component.Name, component.OK, component.Why)
 		}
@@ -574,11 +571,29 @@ type fleet[Answer any] struct {
 }
 
 // agentView is capdrift.agent/v1.
-type agentView struct {
-	Components []struct {
-		Name, Why string
-		OK        bool
+type agentView struct{ Components []component }
+
+type component struct {
+	Name, Why string
+	OK        bool
+}
+
+// agentViewOf is what one agent tells.
+func agentViewOf(t *testing.T, told string) (v agentView) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(told), &v); err != nil {
+		t.Fatalf("%v in %q", err, told)
 	}
+	return v
+}
+
+func (v agentView) component(t *testing.T, name string) component {
+	t.Helper()
+	at := slices.IndexFunc(v.Components, func(c component) bool { return c.Name == name })
+	if at < 0 {
+		t.Fatalf("there is no %s in %v", name, v.Components)
+	}
+	return v.Components[at]
 }
 
 // scan is capdrift.node/v1, as far as the tests read it.
