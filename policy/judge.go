@@ -160,9 +160,7 @@ func (p *Policy) judgeWithin(report drift.Report, now time.Time, steps int) Judg
 			continue
 		}
 		b := newBench(Subject{Container: c, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, &steps)
-		for _, rule := range p.rules {
-			j.Results = append(j.Results, b.judge(rule))
-		}
+		j.Results = b.judgeAll(p, j.Results)
 	}
 	p.except(&j, &report, now, &steps)
 	p.count(&j)
@@ -176,34 +174,60 @@ type bench struct {
 	threads   bool // those of its processes were read
 	steps     *int
 	tasks     []task // its processes, and the threads that differ
-	groups    map[aspect][][]task
+	groups    map[aspect][]group
 }
 
 func newBench(subject Subject, threads bool, steps *int) *bench {
 	return &bench{vars: newVars(subject), container: subject.Container, threads: threads, steps: steps}
 }
 
+// judgeAll puts the policy's rules, and adds what they say. Rules of several documents ask
+// the same in the same words, and that is asked once.
+func (b *bench) judgeAll(p *Policy, results []Result) []Result {
+	first := len(results)
+	for i, rule := range p.rules {
+		result, applies := b.apply(rule)
+		if applies {
+			asked := p.asked[i]
+			if asked.declared < i {
+				result.Declared = results[first+asked.declared].Declared
+			} else {
+				result.Declared = b.declared(rule)
+			}
+			if asked.actual < i {
+				result.Actual = results[first+asked.actual].Actual
+			} else {
+				result.Actual = b.actual(rule)
+			}
+		}
+		results = append(results, result)
+	}
+	return results
+}
+
 // judge puts one rule.
 func (b *bench) judge(rule *Rule) Result {
-	result := Result{Rule: rule, Container: b.container}
-	if rule.Applies != nil {
-		switch holds, err := rule.Applies.eval(b.vars, b.steps); {
-		case err != nil:
-			result.Declared = Outcome{Verdict: Unknown, Reason: "whether the rule applies: " + reason(err)}
-			result.Actual = result.Declared
-			result.drop()
-			return result
-		case !holds:
-			return result
-		}
-	}
-	if rule.Declared != nil {
-		result.Declared = b.whole(rule.Declared)
-	}
-	if rule.Actual != nil {
-		result.Actual = b.kernel(rule)
+	result, applies := b.apply(rule)
+	if applies {
+		result.Declared, result.Actual = b.declared(rule), b.actual(rule)
 	}
 	return result
+}
+
+// apply tells whether the rule is meant for the container; the result is all there is to
+// say where it is not.
+func (b *bench) apply(rule *Rule) (result Result, applies bool) {
+	result = Result{Rule: rule, Container: b.container}
+	if rule.Applies == nil {
+		return result, true
+	}
+	applies, err := rule.Applies.eval(b.vars, b.steps)
+	if err != nil {
+		result.Declared = Outcome{Verdict: Unknown, Reason: "whether the rule applies: " + reason(err)}
+		result.Actual = result.Declared
+		result.drop()
+	}
+	return result, applies
 }
 
 // drop leaves out the verdicts of which the rule says nothing.
@@ -225,6 +249,14 @@ func reason(err error) string {
 	return err.Error()
 }
 
+// declared judges what is on paper.
+func (b *bench) declared(rule *Rule) Outcome {
+	if rule.Declared == nil {
+		return Outcome{}
+	}
+	return b.whole(rule.Declared)
+}
+
 // whole judges a condition about the container as a whole.
 func (b *bench) whole(f *Filter) Outcome {
 	holds, err := f.eval(b.vars, b.steps)
@@ -242,10 +274,12 @@ func (b *bench) whole(f *Filter) Outcome {
 	return o
 }
 
-// kernel judges what the kernel holds.
-func (b *bench) kernel(rule *Rule) Outcome {
+// actual judges what the kernel holds.
+func (b *bench) actual(rule *Rule) Outcome {
 	c := b.container
 	switch {
+	case rule.Actual == nil:
+		return Outcome{}
 	case c.Observation == drift.UnsupportedRuntime:
 		return Outcome{Verdict: Unknown, Reason: "processes: not visible from the host: " + c.Reason}
 	case len(c.Processes) == 0:
@@ -260,20 +294,17 @@ func (b *bench) kernel(rule *Rule) Outcome {
 	}
 	o, witnesses := Outcome{Verdict: Pass}, 0
 	for _, alike := range b.alike(rule.tells) {
-		b.vars.setProcess(alike[0].Process)
+		b.vars.setProcess(alike.first)
 		holds, err := rule.Actual.eval(b.vars, b.steps)
 		switch {
 		case err != nil && o.Verdict == Pass:
-			o.Verdict, o.Reason = Unknown, fmt.Sprintf("process %d: %s", alike[0].PID, reason(err))
+			o.Verdict, o.Reason = Unknown, fmt.Sprintf("process %d: %s", alike.first.PID, reason(err))
 		case err != nil || holds:
 		default:
 			o.Verdict, o.Reason = Fail, ""
-			o.Failing += len(alike)
-			for _, t := range alike[:min(len(alike), maxTasks-len(o.Tasks))] {
-				o.Tasks = append(o.Tasks, Task{t.PID, t.tid, t.StartTime, t.Name})
-			}
-			witness := Task{alike[0].PID, alike[0].tid, alike[0].StartTime, alike[0].Name}
-			o.witness(b.vars, rule.Actual, &witness, witnesses < maxWitnesses)
+			o.Failing += alike.size
+			o.name(alike.named)
+			o.witness(b.vars, rule.Actual, &alike.named[0], witnesses < maxWitnesses)
 			witnesses++
 		}
 	}
@@ -282,6 +313,15 @@ func (b *bench) kernel(rule *Rule) Outcome {
 		b.doubt(&o)
 	}
 	return o
+}
+
+// name adds the first of those that fail.
+func (o *Outcome) name(failing []Task) {
+	if o.Tasks == nil {
+		o.Tasks = failing // whose room is full: what is appended goes elsewhere
+		return
+	}
+	o.Tasks = append(o.Tasks, failing[:min(len(failing), maxTasks-len(o.Tasks))]...)
 }
 
 // doubt takes a pass back where not all was seen.
@@ -301,6 +341,9 @@ func (b *bench) doubt(o *Outcome) {
 func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool) {
 	v.meter.left = maxSteps // the evaluation has ended, and nobody would hear that it is spent
 	first := len(o.Evidence)
+	if show {
+		o.Evidence = slices.Grow(o.Evidence, len(f.facts))
+	}
 	for i := range f.facts {
 		fact := &f.facts[i]
 		value, offends, nameless, ok := v.see(fact, show)

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -220,4 +221,36 @@ func TestPolicyIsShared(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// TestRulesThatAskTheSame: what was asked before is answered as if it were asked again, and a
+// rule that is not meant for a container answers for none.
+func TestRulesThatAskTheSame(t *testing.T) {
+	own, err := LoadPack("own.yaml", []byte(`
+pack: own
+title: own
+rules:
+- {id: not-meant, title: a, severity: high, rationale: b, remedy: c, applies: name == "other", declared: declared.privileged, actual: process.uid == 12345}
+- {id: meant, title: a, severity: high, rationale: b, remedy: c, declared: declared.privileged, actual: process.uid == 12345}
+- {id: meant-too, title: a, severity: high, rationale: b, remedy: c, applies: name == "web", declared: declared.privileged, actual: process.uid == 12345}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Compile(append([]Pack{own}, Embedded()...), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*drift.Container{web(), bare(), partial(), starting(), &largeNode().Containers[0], &largeNode().Containers[1]} {
+		for i, result := range p.JudgeContainer(node, nil, c, true) {
+			steps := maxSingle
+			alone := newBench(Subject{Container: c, Node: node}, true, &steps).judge(p.Rules()[i])
+			if !reflect.DeepEqual(result, alone) {
+				t.Errorf("%s of %s: %+v, and alone %+v", result.Rule.ID, c.Name, result, alone)
+			}
+		}
+	}
+	if same := p.asked[2]; same.declared != 1 || same.actual != 1 {
+		t.Errorf("else nothing was asked before: %v", p.asked[:3])
+	}
 }

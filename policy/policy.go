@@ -11,6 +11,7 @@ import (
 type Policy struct {
 	packs      []Pack
 	rules      []*Rule
+	asked      []firstAsked // of each rule
 	controls   []answered
 	exceptions []*Exception
 }
@@ -20,6 +21,10 @@ type answered struct {
 	Control
 	rules []int
 }
+
+// firstAsked is which rules ask the same as a rule does, and come first: its own index
+// where none does.
+type firstAsked struct{ declared, actual int }
 
 // Packs returns the policy's packs.
 func (p *Policy) Packs() []Pack { return p.packs }
@@ -103,7 +108,30 @@ func Compile(packs []Pack, exceptions []Exception) (*Policy, error) {
 		}
 	}
 	p.answer()
+	p.compare()
 	return p, p.accept(exceptions, from)
+}
+
+// compare finds the rules that ask the same. One that is not meant for every container
+// answers for no other.
+func (p *Policy) compare() {
+	p.asked = make([]firstAsked, len(p.rules))
+	declared, actual := make(map[string]int), make(map[string]int)
+	for i, rule := range p.rules {
+		find := func(f *Filter, first map[string]int) int {
+			if f == nil {
+				return i
+			}
+			if earlier, ok := first[f.String()]; ok {
+				return earlier
+			}
+			if rule.Applies == nil {
+				first[f.String()] = i
+			}
+			return i
+		}
+		p.asked[i] = firstAsked{find(rule.Declared, declared), find(rule.Actual, actual)}
+	}
 }
 
 // answer finds the controls, in the order in which rules name them.

@@ -19,11 +19,7 @@ func (p *Policy) JudgeContainer(node *drift.Node, runtime *drift.Runtime, c *dri
 	}
 	steps := maxSingle
 	b := newBench(Subject{Container: c, Node: node, Runtime: runtime}, threads, &steps)
-	results := make([]Result, len(p.rules))
-	for i, rule := range p.rules {
-		results[i] = b.judge(rule)
-	}
-	return results
+	return b.judgeAll(p, make([]Result, 0, len(p.rules)))
 }
 
 // Exceptions returns the policy's exceptions.

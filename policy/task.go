@@ -117,16 +117,23 @@ func (t task) credentials(tells aspect) credentials {
 	return key
 }
 
+// group is tasks that agree in an aspect.
+type group struct {
+	first *drift.Process // whom the condition is put to
+	size  int
+	named []Task // the first maxTasks of them, never changed: outcomes share it
+}
+
 // alike lists the container's tasks, together those that agree in an aspect.
-func (b *bench) alike(tells aspect) [][]task {
+func (b *bench) alike(tells aspect) []group {
 	if groups, done := b.groups[tells]; done {
 		return groups
 	}
 	if b.tasks == nil {
-		b.tasks, b.groups = tasksOf(b.container), make(map[aspect][][]task)
+		b.tasks, b.groups = tasksOf(b.container), make(map[aspect][]group)
 	}
-	var groups [][]task
-	at := make(map[credentials]int)
+	var groups []group
+	at, of, named := make(map[credentials]int), make([]int, len(b.tasks)), 0
 	for i, t := range b.tasks {
 		key := t.credentials(tells)
 		if tells&byAll != 0 {
@@ -136,9 +143,22 @@ func (b *bench) alike(tells aspect) [][]task {
 		if !ok {
 			known = len(groups)
 			at[key] = known
-			groups = append(groups, nil)
+			groups = append(groups, group{first: t.Process})
 		}
-		groups[known] = append(groups[known], t)
+		of[i] = known
+		if groups[known].size++; groups[known].size <= maxTasks {
+			named++
+		}
+	}
+	room := make([]Task, named) // for all: this is asked of every container for every kind of rule
+	for i := range groups {
+		size := min(groups[i].size, maxTasks)
+		groups[i].named, room = room[:0:size], room[size:]
+	}
+	for i, t := range b.tasks {
+		if g := &groups[of[i]]; len(g.named) < cap(g.named) {
+			g.named = append(g.named, Task{t.PID, t.tid, t.StartTime, t.Name})
+		}
 	}
 	b.groups[tells] = groups
 	return groups

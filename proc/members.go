@@ -51,6 +51,7 @@ type Members struct {
 	byID   map[string]*member
 	roots  map[string]*member // by the directory in the tree
 	pulses map[string]*pulse  // likewise
+	counts map[string]*count  // likewise, of the directories around them
 	round  uint32             // of feeling them
 	ended  map[string]bool    // containers whose cgroup was removed, while they are still given
 	start  int                // the group that the next call looks at first
@@ -100,7 +101,7 @@ type member struct {
 
 // Members returns a follower of nothing yet. It keeps files open: close it.
 func (fs *FS) Members() *Members {
-	m := &Members{fs: fs, byID: map[string]*member{}, roots: map[string]*member{}, pulses: map[string]*pulse{}, ended: map[string]bool{},
+	m := &Members{fs: fs, byID: map[string]*member{}, roots: map[string]*member{}, pulses: map[string]*pulse{}, counts: map[string]*count{}, ended: map[string]bool{},
 		most: maxDescriptors, appear: maxAppeared, text: maxText, buf: make([]byte, 32<<10)}
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur/2 < maxDescriptors {

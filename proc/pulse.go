@@ -15,28 +15,68 @@ import (
 // What is left is one that is moved in asleep while another is moved out asleep: until it
 // runs it does nothing, and when it runs the pulse tells.
 //
-// Both files stay open: it takes microseconds to read them again. The second is read
-// every second time: it tells only of who came while another went.
+// Both files stay open: it takes microseconds to read them again. They are read every
+// second time. In between it is enough that the count of the directory around, where all
+// pods are, did not change; only who came while another went is seen a round later.
 type pulse struct {
 	directory string
 	files     [2]int
-	users     int // containers that it is felt for
+	around    *count // nil where there is none
+	users     int    // containers that it is felt for
 
-	round uint32 // in which it was felt last
-	fresh bool   // not felt yet
-	now   beats  // what was felt then
-	dead  bool   // or nothing
+	round  uint32 // in which it was felt last
+	fresh  bool   // not felt yet
+	now    beats  // what was felt then
+	before beat   // what around said before that
+	dead   bool   // or nothing
 }
 
-// beats are what the two files said; cpu.stat begins with usage_usec.
-type beats [2]struct {
+// beat is what a file said; cpu.stat begins with usage_usec.
+type beat struct {
 	text   [48]byte
 	length int
 }
 
+// beats are what the two files said.
+type beats [2]beat
+
+// take reads an open file from its beginning, and tells whether it is still there.
+func (b *beat) take(fd int) bool {
+	for {
+		n, err := unix.Pread(fd, b.text[:], 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		b.length = max(n, 0)
+		return err == nil
+	}
+}
+
+func (b *beat) same(other *beat) bool {
+	return bytes.Equal(b.text[:b.length], other.text[:other.length])
+}
+
+// count is the count of tasks of a directory that pods share.
+type count struct {
+	directory string
+	file      int
+	users     int // pulses
+
+	round uint32
+	now   beat // nothing where the directory was removed
+}
+
+func (c *count) feel(round uint32) *beat {
+	if c.round != round {
+		c.round = round
+		c.now.take(c.file)
+	}
+	return &c.now
+}
+
 func (b *beats) same(other *beats) bool {
 	for i := range b {
-		if !bytes.Equal(b[i].text[:b[i].length], other[i].text[:other[i].length]) {
+		if !b[i].same(&other[i]) {
 			return false
 		}
 	}
@@ -54,8 +94,10 @@ type vital struct {
 // attach opens what is felt of a container. There is nothing where no descriptors are
 // left, or where processes are looked for in a hierarchy that does not count them.
 func (m *Members) attach(g *member) {
-	for i, root := range [2]string{path.Dir(g.root), g.root} {
-		g.pulses[i] = m.openPulse(g.hierarchy, root)
+	pod := path.Dir(g.root)
+	g.pulses = [2]*pulse{m.openPulse(g.hierarchy, pod), m.openPulse(g.hierarchy, g.root)}
+	if p := g.pulses[0]; p != nil && p.around == nil {
+		p.around = m.openCount(g.hierarchy, path.Dir(pod))
 	}
 }
 
@@ -84,6 +126,26 @@ func (m *Members) openPulse(h hierarchy, root string) *pulse {
 	return p
 }
 
+// openCount opens the count of a directory, nil where it has none as the root has.
+func (m *Members) openCount(h hierarchy, root string) *count {
+	directory := h.at(root)
+	c := m.counts[directory]
+	if c == nil {
+		if m.descriptors+1 > m.most {
+			return nil
+		}
+		file, err := open(m.tree.fd, path.Join(directory, "pids.current"), unix.O_NOFOLLOW)
+		if err != nil {
+			return nil
+		}
+		c = &count{directory: directory, file: file}
+		m.counts[directory] = c
+		m.descriptors++
+	}
+	c.users++
+	return c
+}
+
 // detach closes what nobody else is felt by.
 func (m *Members) detach(g *member) {
 	for _, p := range g.pulses {
@@ -96,9 +158,21 @@ func (m *Members) detach(g *member) {
 			}
 			m.descriptors -= len(p.files)
 			delete(m.pulses, p.directory)
+			m.closeCount(p.around)
 		}
 	}
 	g.vital = vital{}
+}
+
+func (m *Members) closeCount(c *count) {
+	if c == nil {
+		return
+	}
+	if c.users--; c.users == 0 {
+		unix.Close(c.file)
+		m.descriptors--
+		delete(m.counts, c.directory)
+	}
 }
 
 // feel reads a pulse, once in a round.
@@ -106,19 +180,22 @@ func (p *pulse) feel(round uint32) {
 	if p.round == round {
 		return
 	}
-	p.round, p.dead = round, false
-	defer func() { p.fresh = false }()
+	p.round = round
+	between := round%2 != 0 && !p.fresh
+	if p.around != nil {
+		around := p.around.feel(round) // before what is below it
+		if between && !p.dead && around.length > 0 && around.same(&p.before) {
+			return
+		}
+		p.before = *around
+	}
+	p.dead, p.fresh = false, false
 	for i, fd := range p.files {
-		if i > 0 && !p.fresh && round%2 != 0 {
+		if i > 0 && between {
 			break
 		}
-		b := &p.now[i]
-		for again := true; again; {
-			n, err := unix.Pread(fd, b.text[:], 0)
-			again = errors.Is(err, unix.EINTR)
-			if b.length = n; err != nil && !again { // the cgroup was removed, perhaps
-				b.length, p.dead = 0, true
-			}
+		if !p.now[i].take(fd) { // the cgroup was removed, perhaps
+			p.now[i].length, p.dead = 0, true
 		}
 	}
 }

@@ -68,11 +68,13 @@ func TestLivePulse(t *testing.T) {
 		t.Skip("on cgroup v2 a test's cgroup has no pids controller; the end-to-end tests feel those of containers")
 	}
 	name := fmt.Sprintf("capdrift-pulse-%d", os.Getpid())
-	var trees, dirs []string
+	var trees, dirs, others []string
 	for _, controller := range []string{"pids", "cpuacct"} {
-		pod := made(t, filepath.Join(v1+controller, name))
+		all := made(t, filepath.Join(v1+controller, name))
+		pod, other := made(t, filepath.Join(all, "pod")), made(t, filepath.Join(all, "other"))
 		trees, dirs = append(trees, v1+controller), append(dirs, made(t, filepath.Join(pod, "a")))
 		made(t, filepath.Join(pod, "b"))
+		others = append(others, made(t, filepath.Join(other, "c")))
 	}
 	into := func(dirs []string, pid int) {
 		for _, dir := range dirs {
@@ -87,7 +89,9 @@ func TestLivePulse(t *testing.T) {
 	})
 	m := members(t, proc.New("/", proc.Options{}))
 	into(dirs, a.pid)
-	m.Follow([]drift.Container{{ID: "a", CgroupPath: "/" + name + "/a"}, {ID: "b", CgroupPath: "/" + name + "/b"}})
+	m.Follow([]drift.Container{
+		{ID: "a", CgroupPath: "/" + name + "/pod/a"}, {ID: "b", CgroupPath: "/" + name + "/pod/b"}, {ID: "c", CgroupPath: "/" + name + "/other/c"},
+	})
 	calm := func() {
 		t.Helper()
 		for n := 0; !m.Steady("a"); n++ {
@@ -126,6 +130,34 @@ func TestLivePulse(t *testing.T) {
 	}
 	if got != want {
 		t.Errorf("it woke: %q, want %q", got, want)
+	}
+
+	// All pods together have as many as before: each is felt every second time.
+	into(others, c.pid)
+	if got, want := changed(t, m), fmt.Sprintf("c +%d", c.pid); got != want {
+		t.Fatalf("%q, want %q", got, want)
+	}
+	for range 2 {
+		for n := 0; !m.Steady("c") || !m.Steady("a"); n++ {
+			if got := changed(t, m); got != "" || n > 1000 {
+				t.Fatalf("%q after %d looks", got, n)
+			}
+		}
+		into(dirs, b.pid)
+		into(trees, c.pid)
+		got := changed(t, m)
+		if got == "" {
+			got = changed(t, m)
+		}
+		if want := fmt.Sprintf("a +%d, c -%d", b.pid, c.pid); got != want {
+			t.Errorf("one came where another went elsewhere: %q, want %q", got, want)
+		}
+		changed(t, m) // so that the next time begins with the other of the two
+		into(trees, b.pid)
+		into(others, c.pid)
+		for got := ""; got == ""; {
+			got = changed(t, m)
+		}
 	}
 	calm()
 	if allocated := testing.AllocsPerRun(100, func() { _, _ = m.Changes(context.Background()) }); allocated != 0 {

@@ -336,7 +336,7 @@ func (s *sweep) adopt() error {
 		s.groups = slices.DeleteFunc(s.groups, func(other *group) bool { return other == found })
 	}
 	s.groups = slices.DeleteFunc(s.groups, func(g *group) bool { return g.guess })
-	s.claims = make(map[int]*group)
+	s.claims = make(map[int]*group, len(s.all))
 	for _, g := range s.groups {
 		for _, pid := range g.pids {
 			s.claims[pid] = s.owner(r, pid, s.claims[pid], g)
@@ -527,7 +527,7 @@ func (s *sweep) read() error {
 	if err != nil {
 		return err
 	}
-	s.births = make(births, 0, members)
+	s.births = make(births, 0, len(s.claims))
 	start = 0
 	for at, g := range s.groups {
 		if g.resting {
@@ -688,7 +688,7 @@ func (s *sweep) readThreads() error {
 
 // result puts the groups into containers.
 func (s *sweep) result() drift.Sweep {
-	out := drift.Sweep{Containers: []drift.Container{}, Threads: s.threads}
+	out := drift.Sweep{Threads: s.threads}
 	given := make(map[string]bool)
 	for _, g := range s.groups {
 		given[g.container.ID] = given[g.container.ID] || g.given
@@ -705,7 +705,8 @@ func (s *sweep) result() drift.Sweep {
 		given[g.container.ID] = true
 		g.container.Managed = new(false)
 	}
-	s.places = make(map[string]place)
+	s.places = make(map[string]place, len(s.groups))
+	out.Containers = make([]drift.Container, 0, len(s.groups))
 	for _, g := range slices.Concat(slices.DeleteFunc(s.groups, func(g *group) bool { return !g.given }), strangers) {
 		s.judge(g)
 		s.places[g.container.ID] = place{hierarchy: g.hierarchy, root: g.root, alone: g.alone, scattered: g.scattered}

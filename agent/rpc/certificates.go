@@ -61,12 +61,19 @@ func LoadCertificates(files CertificateFiles, now func() time.Time, log *slog.Lo
 	return c, nil
 }
 
-// Problem is why the files that are there now are not used; nil when they are.
+// Problem is why the files that are there now are not used, or why no client takes what
+// they hold; nil when all is well.
 func (c *Certificates) Problem() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.refresh()
-	return c.problem
+	if c.problem != nil {
+		return c.problem
+	}
+	if ends := c.config.Certificates[0].Leaf.NotAfter; c.now().After(ends) {
+		return fmt.Errorf("%s expired at %s: no client takes it until it is replaced", c.files.Certificate, ends.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 func (c *Certificates) credentials() credentials.TransportCredentials {

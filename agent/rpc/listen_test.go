@@ -366,6 +366,11 @@ func TestCertificatesAreReplaced(t *testing.T) {
 	if err := ask(fresh, oldClient); err != nil {
 		t.Errorf("the CA that came back: %v", err)
 	}
+
+	clock.Store(later.Add(time.Minute).Unix())
+	if err := certificates.Problem(); err == nil || !strings.Contains(err.Error(), "tls.crt expired at ") {
+		t.Errorf("the agent's certificate has expired, and the problem is %v", err)
+	}
 }
 
 // TestNoConnectionIsResumed: one that was let in once is looked at again.

@@ -108,11 +108,12 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 	defer signal.Stop(hangups)
 	looks := time.NewTicker(lookForConfig)
 	defer looks.Stop()
-	reload := &reloading{options: o, current: c, loop: parts.loop, level: level, log: log, refused: parts.refused}
+	reload := &reloading{options: o, current: c, loop: parts.loop, certificates: parts.certificates, level: level, log: log, refused: parts.refused}
 	log.Info("capdrift agent", "version", versionText(), "socket", c.API.Socket)
 	return parts.run(cmd.Context(), c,
 		func(ctx context.Context) error { return reload.run(ctx, hangups, looks.C) },
 		func(ctx context.Context) error { return tellLog(ctx, parts.loop, log) },
+		func(ctx context.Context) error { return handBackStart(ctx, parts.loop, log) },
 	)
 }
 

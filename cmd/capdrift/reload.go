@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/agent/rpc"
 )
 
 // lookForConfig is how often the configuration file, and what it names of a policy, is
@@ -27,6 +29,9 @@ type reloading struct {
 	level   *slog.LevelVar
 	log     *slog.Logger
 	refused error // why the newest policy is not in force
+
+	certificates *rpc.Certificates // nil for none
+	told         string            // how they fare
 }
 
 // run reads the configuration again when it or the policy changed or a signal asks for it,
@@ -34,6 +39,7 @@ type reloading struct {
 func (r *reloading) run(ctx context.Context, signals <-chan os.Signal, ticks <-chan time.Time) error {
 	last, named, stamps := stamp(r.options.config), r.current.Policy, r.stamps()
 	for {
+		r.tellOfCertificates(ctx)
 		asked := false
 		select {
 		case <-ctx.Done():
@@ -98,6 +104,18 @@ func (r *reloading) rules(ctx context.Context) {
 	}
 	r.refused = err
 	_ = r.loop.Enforce(ctx, agent.PolicyUpdate{Policy: next, Err: briefError(err)}) // the context ended: nobody judges any more
+}
+
+// tellOfCertificates says whether those that are there are in use: they replace themselves.
+func (r *reloading) tellOfCertificates(ctx context.Context) {
+	if r.certificates == nil {
+		return
+	}
+	problem := r.certificates.Problem()
+	if now := fmt.Sprint(problem); now != r.told {
+		r.told = now
+		_ = r.loop.Report(ctx, "certificates", briefError(problem)) // the context ended: nobody asks any more
+	}
 }
 
 // briefError is the first line of an error, which has the place: others show the text there.

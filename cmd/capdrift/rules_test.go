@@ -153,7 +153,7 @@ func (n *ruledNode) start() {
 	if n.parts, err = assemble(c, log); err != nil {
 		n.Fatal(err)
 	}
-	reload := &reloading{options: options, current: c, loop: n.parts.loop, level: new(slog.LevelVar), log: log, refused: n.parts.refused}
+	reload := &reloading{options: options, current: c, loop: n.parts.loop, certificates: n.parts.certificates, level: new(slog.LevelVar), log: log, refused: n.parts.refused}
 	ctx, cancel := context.WithCancel(n.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -337,4 +337,38 @@ func TestRecorderRemembersRules(t *testing.T) {
 	if _, before := r.written(); len(before.open) != 1 || before.open[0] != f {
 		t.Errorf("open are %+v", before.open)
 	}
+}
+
+// TestAgentTellsOfItsCertificates: files that cannot be taken leave those before in use, and it is said.
+func TestAgentTellsOfItsCertificates(t *testing.T) {
+	leakless(t)
+	n, ours := startRuled(t, "{}"), newAuthority(t)
+	ours.sign(t, "agent", "agent.test", time.Now().Add(time.Hour))
+	text, err := os.ReadFile(n.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.put(n.file, strings.Replace(string(text), "api: {", fmt.Sprintf("api: {tcp: {address: '127.0.0.1:0', certFile: %q, keyFile: %q, clientCAFile: %q}, ",
+		ours.file("agent.crt"), ours.file("agent.key"), ours.file("ca.crt")), 1))
+	n.start()
+	n.awaits("they are well", func(v agent.View) bool {
+		c, has := part(v, "certificates")
+		return has && c.OK
+	})
+	key, err := os.ReadFile(ours.file("agent.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.put(ours.file("agent.key"), "none")
+	n.awaits("they are not", func(v agent.View) bool {
+		n.tick()
+		c, _ := part(v, "certificates")
+		return !c.OK && strings.Contains(c.Why, "agent.key")
+	})
+	n.put(ours.file("agent.key"), string(key))
+	n.awaits("they are again", func(v agent.View) bool {
+		n.tick()
+		c, _ := part(v, "certificates")
+		return c.OK
+	})
 }

@@ -101,7 +101,7 @@ var hinted = map[cri.EventKind]drift.RuntimeEventKind{
 }
 
 // listeners opens all places where the agent is reached.
-func listeners(c config, log *slog.Logger) (open []*rpc.Listener, err error) {
+func listeners(c config, certificates *rpc.Certificates) (open []*rpc.Listener, err error) {
 	add := func(listener *rpc.Listener, err error) error {
 		if err == nil {
 			open = append(open, listener)
@@ -133,12 +133,8 @@ func listeners(c config, log *slog.Logger) (open []*rpc.Listener, err error) {
 			return nil, fmt.Errorf("api.plaintextLoopback: %w", err)
 		}
 	}
-	if tcp := c.API.TCP; tcp.Address != "" {
-		files, err := rpc.LoadCertificates(rpc.CertificateFiles{Certificate: tcp.CertFile, Key: tcp.KeyFile, ClientCA: tcp.CAFile}, time.Now, log)
-		if err == nil {
-			err = add(rpc.ListenTLS(tcp.Address, files))
-		}
-		if err != nil {
+	if certificates != nil {
+		if err := add(rpc.ListenTLS(c.API.TCP.Address, certificates)); err != nil {
 			return nil, fmt.Errorf("api.tcp: %w", err)
 		}
 	}
@@ -209,20 +205,36 @@ func openJournal(c journalConfig, log *slog.Logger) (*recorder, former, error) {
 	return r, before, nil
 }
 
+// certificates reads those of the API over TCP; nil where there is none.
+func (c tcpConfig) certificates(log *slog.Logger) (*rpc.Certificates, error) {
+	if c.Address == "" {
+		return nil, nil
+	}
+	read, err := rpc.LoadCertificates(rpc.CertificateFiles{Certificate: c.CertFile, Key: c.KeyFile, ClientCA: c.CAFile}, time.Now, log)
+	if err != nil {
+		return nil, fmt.Errorf("api.tcp: %w", err)
+	}
+	return read, nil
+}
+
 // parts are what an agent is made of.
 type parts struct {
-	loop    *agent.Loop
-	metrics *metrics.Metrics
-	server  *rpc.Server
-	log     *slog.Logger
-	hints   func(context.Context) error
-	close   func() error
-	refused error // why the policy was not taken
+	loop         *agent.Loop
+	metrics      *metrics.Metrics
+	server       *rpc.Server
+	certificates *rpc.Certificates // of the API over TCP; nil for none
+	hints        func(context.Context) error
+	close        func() error
+	refused      error // why the policy was not taken
 }
 
 // assemble builds the agent of its configuration.
 func assemble(c config, log *slog.Logger) (parts, error) {
 	given, err := c.given()
+	if err != nil {
+		return parts{}, err
+	}
+	certificates, err := c.API.TCP.certificates(log)
 	if err != nil {
 		return parts{}, err
 	}
@@ -262,7 +274,7 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 		Identity: rpc.Identity{Version: versionText(), Started: time.Now(), NodeName: c.Node.Name}, Scanner: loop, Now: time.Now,
 	})
 	hints := func(ctx context.Context) error { return runtime.hints(ctx, events) }
-	return parts{loop, counted, rpc.NewServer(service, log), log, hints, func() error {
+	return parts{loop, counted, rpc.NewServer(service, log), certificates, hints, func() error {
 		err := errors.Join(members.Close(), runtime.Close())
 		if kept != nil {
 			err = errors.Join(err, kept.Close())
@@ -308,7 +320,7 @@ func (n named) Node() (drift.Node, []drift.Limit, error) {
 // run runs an agent, and what goes beside its loop, until the context ends.
 func (p parts) run(ctx context.Context, c config, beside ...func(context.Context) error) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
-	open, err := listeners(c, p.log)
+	open, err := listeners(c, p.certificates)
 	if err != nil {
 		return err
 	}

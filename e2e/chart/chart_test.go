@@ -6,6 +6,7 @@
 package chart
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -37,7 +38,10 @@ func TestChart(t *testing.T) {
 		{"audit", testAudit},
 		{"policy", testPolicy},
 		{"upgrade", testUpgrade},
-		{"trouble", testTrouble},
+		{"certificates", testCertificates},
+		{"runtime_away", testRuntimeAway},
+		{"eviction", testEviction},
+		{"rollback", testRollback},
 		{"kubectl_page", testKubectlPage},
 		{"readme", testReadme},
 		{"users", testUsers},
@@ -190,10 +194,16 @@ func (in *installation) critical(t *testing.T, pod string) (ids []string) {
 		return nil
 	}
 	for _, n := range parse[list](t, told).Nodes {
-		for _, f := range n.Answer.Findings {
-			if f.about(pod) && f.Severity == "critical" {
-				ids = append(ids, f.ID)
-			}
+		ids = append(ids, critical(n.Answer.Findings, pod)...)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func critical(of []*finding, pod string) (ids []string) {
+	for _, f := range of {
+		if f.about(pod) && f.Severity == "critical" {
+			ids = append(ids, f.ID)
 		}
 	}
 	slices.Sort(ids)
@@ -271,23 +281,83 @@ func testPolicy(t *testing.T, in *installation) {
 	}
 }
 
-// What is open stays open under its ids when other agents come, by whatever way they come.
+// What is open stays open under its ids when other agents come, by whatever way they come. This one
+// is a later release, whose chart asks for other things, and TCP comes on with it.
 func testUpgrade(t *testing.T, in *installation) {
 	pod := in.podsOf(t, "everywhere")["worker-1"]
 	in.kept = in.intrude(t, in.Nodes[0], pod)
 	in.follow = in.watch(t)
-	for _, change := range [][]string{
-		{"upgrade", "capdrift", in.chart(), "--reuse-values", "--set", "agent.log.format=text", "--wait"},
-		{"rollback", "capdrift", "--wait"},
-	} {
-		before := in.agents(t)
-		in.helm(t, change...)
-		in.awaitRollout(t)
-		if after := in.agents(t); after["worker-1"].UID == before["worker-1"].UID || after["worker-2"].UID == before["worker-2"].UID {
-			t.Errorf("helm %s left agents: %v, and now %v", change[0], before, after)
-		}
-		in.mustKeep(t, pod)
+	in.authority = newAuthority(t, authorityName)
+	in.putSecret(t, in.authority, serverOf(t, in.authority))
+	in.client = in.newClient(t, in.authority, in.authority)
+	image := in.kubectl(t, "", "get", "daemonset", "-n", "capdrift", "capdrift-agent", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
+	in.replaceAgents(t, pod, "upgrade", "capdrift", in.laterChart(t), "--reset-then-reuse-values",
+		"--set", "image.tag="+image[strings.LastIndexByte(image, ':')+1:], // the only image that there is
+		"--set", "agent.api.tcp.enabled=true,agent.api.tcp.secretName="+tlsSecret, "--wait")
+	if spec := in.templateOfAgents(t); spec != "99.0.0 later 20" {
+		t.Errorf("the agents are made of %q", spec)
 	}
+	for _, n := range in.Nodes {
+		if told, problems, status := in.ask(t, in.client, n.Name, "get", "node"); status != 0 {
+			t.Errorf("%s over TCP: status %d, %s %s", n.Name, status, told, problems)
+		}
+	}
+}
+
+func testRollback(t *testing.T, in *installation) {
+	in.replaceAgents(t, in.podsOf(t, "everywhere")["worker-1"], "rollback", "capdrift", "--wait")
+	if spec := in.templateOfAgents(t); strings.Contains(spec, "99.0.0") || strings.Contains(spec, "later") || !strings.HasSuffix(spec, " 30") {
+		t.Errorf("the agents are made of %q", spec)
+	}
+	in.kubectl(t, "", "delete", "secret", "-n", "capdrift", tlsSecret)
+}
+
+// replaceAgents has helm do what replaces all agents.
+func (in *installation) replaceAgents(t *testing.T, pod string, change ...string) {
+	t.Helper()
+	before := in.agents(t)
+	in.helm(t, change...)
+	in.awaitRollout(t)
+	if after := in.agents(t); after["worker-1"].UID == before["worker-1"].UID || after["worker-2"].UID == before["worker-2"].UID {
+		t.Errorf("helm %s left agents: %v, and now %v", change[0], before, after)
+	}
+	in.mustKeep(t, pod)
+}
+
+// laterChart is the chart as a later release may have it: another version, something in the pods
+// that was not there, and another default.
+func (in *installation) laterChart(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "chart")
+	if err := os.CopyFS(dir, os.DirFS(in.chart())); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range []struct{ file, pattern, by string }{
+		{"Chart.yaml", `(?m)^(version|appVersion): .*$`, "$1: 99.0.0"},
+		{"templates/daemonset.yaml", `(?m)^( +)checksum/config: `, "${1}capdrift.test/release: later\n$0"},
+		{"values.yaml", `terminationGracePeriodSeconds: 30`, "terminationGracePeriodSeconds: 20"},
+	} {
+		file := filepath.Join(dir, change.file)
+		was, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		is := regexp.MustCompile(change.pattern).ReplaceAll(was, []byte(change.by))
+		if bytes.Equal(is, was) {
+			t.Fatalf("%s has no %s", change.file, change.pattern)
+		}
+		if err := os.WriteFile(file, is, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// templateOfAgents is what laterChart changes.
+func (in *installation) templateOfAgents(t *testing.T) string {
+	t.Helper()
+	return in.kubectl(t, "", "get", "daemonset", "-n", "capdrift", "capdrift-agent", "-o", `jsonpath={.spec.template.metadata.labels.app\.kubernetes\.io/version} `+
+		`{.spec.template.metadata.annotations.capdrift\.test/release} {.spec.template.spec.terminationGracePeriodSeconds}`)
 }
 
 // mustKeep: the findings of the intruder are those that they were, and nobody opened them again.
@@ -306,34 +376,67 @@ func (in *installation) mustKeep(t *testing.T, pod string) {
 		}
 	}
 	// The agent counts since it was started.
-	agent := in.agents(t)["worker-1"].Name
-	metrics, err := in.Request(t.Context(), http.MethodGet, "/api/v1/namespaces/capdrift/pods/"+agent+":7702/proxy/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
+	metrics := in.metrics(t, "worker-1")
+	if open := `capdrift_findings{kind="permitted_excess",severity="critical"} 1`; !strings.Contains(metrics, open+"\n") {
+		t.Errorf("the agent has no %s in its metrics:\n%s", open, metrics)
 	}
-	if open := `capdrift_findings{kind="permitted_excess",severity="critical"} 1`; !strings.Contains(string(metrics), open+"\n") {
-		t.Errorf("agent %s has no %s in its metrics:\n%s", agent, open, metrics)
-	}
-	if opened := regexp.MustCompile(`capdrift_findings_opened_total\{kind="(bounding|permitted)_excess".*`).FindString(string(metrics)); opened != "" {
-		t.Errorf("agent %s opened them again: %s", agent, opened)
+	if moved := regexp.MustCompile(`capdrift_findings_(opened|resolved)_total\{kind="(bounding|permitted)_excess".*`).FindString(metrics); moved != "" {
+		t.Errorf("the agent did not leave them as they were: %s", moved)
 	}
 }
 
-func testTrouble(t *testing.T, in *installation) {
-	n, pod := in.Nodes[0], in.podsOf(t, "everywhere")["worker-1"]
-	before := in.agents(t)["worker-1"]
-	if err := n.StopKubelet(t.Context()); err != nil {
+// metrics are those of a node's agent, by the API server, which asks it without the kubelet and the runtime.
+func (in *installation) metrics(t *testing.T, on string) string {
+	t.Helper()
+	text, err := in.Request(t.Context(), http.MethodGet, "/api/v1/namespaces/capdrift/pods/"+in.agents(t)[on].Name+":7702/proxy/metrics", nil)
+	if err != nil {
 		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// moves are how many findings an agent ever opened and resolved, by what they are.
+func moves(metrics string) []string {
+	return regexp.MustCompile(`(?m)^capdrift_findings_(opened|resolved)_total.*`).FindAllString(metrics, -1)
+}
+
+// Without containerd nobody gets to the agent by a forwarded port. It watches on, and says where it
+// can be asked that it does not see all.
+func testRuntimeAway(t *testing.T, in *installation) {
+	n, pod := in.Nodes[0], in.podsOf(t, "everywhere")["worker-1"]
+	before, moved := in.agents(t)[n.Name], moves(in.metrics(t, n.Name))
+	if seen := in.scanned(t, n.Name); !seen.Coverage.Complete {
+		t.Errorf("else what follows would prove nothing: %+v", seen)
 	}
 	if err := n.StopContainerd(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	told, status := in.capdrift(t, "get", "nodes", "-o", "json", "--node-timeout", "20s")
-	answers := parse[agentView](t, told)
-	if status != 1 || answers.Complete || len(answers.Nodes) != 2 || !strings.Contains(answers.Nodes[0].Error, "connection refused") || answers.Nodes[1].Error != "" {
-		t.Errorf("status %d: %s", status, told)
+	in.mustMiss(t, "containerd.sock: connect: connection refused")
+	await(t, "the agent says that its runtime is away", func() (bool, string) {
+		metrics := in.metrics(t, n.Name)
+		return strings.Contains(metrics, `capdrift_component_healthy{component="runtime"} 0`+"\n") && strings.Contains(metrics, "capdrift_coverage_complete 0\n"), metrics
+	})
+	told, _, _ := in.ask(t, in.client, n.Name, "get", "node", "-o", "json")
+	for _, component := range agentViewOf(t, told).Components {
+		if away := component.Name == "runtime"; component.OK == away || away && !strings.Contains(component.Why, "connection refused") {
+			t.Errorf("%s: %v %s", component.Name, component.OK, component.Why)
+		}
 	}
-	t.Logf("%s: %s", n.Name, answers.Nodes[0].Error)
+	seen := in.scanned(t, n.Name) // which is a look taken now
+	blind := slices.ContainsFunc(seen.Coverage.Limits, func(l limit) bool {
+		return l.Blind && strings.Contains(l.What, "declared") && strings.Contains(l.Why, "connection refused")
+	})
+	if ids := critical(seen.Findings, pod); seen.Coverage.Complete || !blind || !slices.Equal(ids, in.kept) {
+		t.Errorf("coverage %+v, critical: %q, want %q", seen.Coverage, ids, in.kept)
+	}
+	if now := moves(in.metrics(t, n.Name)); !slices.Equal(now, moved) {
+		t.Errorf("findings were opened or resolved: %q, and before %q", now, moved)
+	}
+
+	if err := n.StopKubelet(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in.mustMiss(t, "connection refused")
 	if told, status := in.capdrift(t, "get", "nodes", "--allow-missing", "--node-timeout", "20s"); status != 0 || !strings.Contains(told, "worker-1") || !strings.Contains(told, "worker-2") {
 		t.Errorf("status %d: %s", status, told)
 	}
@@ -354,17 +457,51 @@ func testTrouble(t *testing.T, in *installation) {
 		}
 		return healthy, told
 	})
-	if after := in.agents(t)["worker-1"]; after != before {
+	if seen := in.scanned(t, n.Name); !seen.Coverage.Complete || !slices.Equal(critical(seen.Findings, pod), in.kept) {
+		t.Errorf("coverage %+v, findings %+v", seen.Coverage, seen.Findings)
+	}
+	if now := moves(in.metrics(t, n.Name)); !slices.Equal(now, moved) {
+		t.Errorf("findings were opened or resolved: %q, and before %q", now, moved)
+	}
+	if after := in.agents(t)[n.Name]; after != before {
 		t.Errorf("the agent was %v, and is %v", before, after)
 	}
+}
 
-	// Evicted, or deleted: another comes.
-	in.kubectl(t, "", "delete", "pod", "-n", "capdrift", before.Name)
-	in.awaitRollout(t)
-	if after := in.agents(t)["worker-1"]; after.UID == before.UID || after.UID == "" {
-		t.Errorf("the agent was %v, and is %v", before, after)
+// mustMiss: the first node cannot be asked, and the answer says why; the other can.
+func (in *installation) mustMiss(t *testing.T, why string) {
+	t.Helper()
+	told, status := in.capdrift(t, "get", "nodes", "-o", "json", "--node-timeout", "20s")
+	answers := parse[agentView](t, told)
+	if status != 1 || answers.Complete || len(answers.Nodes) != 2 || !strings.Contains(answers.Nodes[0].Error, why) || answers.Nodes[1].Error != "" {
+		t.Fatalf("status %d: %s", status, told)
 	}
-	in.mustKeep(t, pod)
+	t.Logf("%s: %s", in.Nodes[0].Name, answers.Nodes[0].Error)
+}
+
+// scanned is what a node's agent sees when it looks, asked over TCP.
+func (in *installation) scanned(t *testing.T, on string) (seen scan) {
+	t.Helper()
+	told, problems, _ := in.ask(t, in.client, on, "scan", "-o", "json")
+	if err := json.Unmarshal([]byte(told), &seen); err != nil {
+		t.Fatalf("%v in %s %s", err, told, problems)
+	}
+	return seen
+}
+
+func testEviction(t *testing.T, in *installation) {
+	before := in.agents(t)["worker-1"]
+	_, err := in.Request(t.Context(), http.MethodPost, "/api/v1/namespaces/capdrift/pods/"+before.Name+"/eviction",
+		fmt.Appendf(nil, `{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"namespace": "capdrift", "name": %q}}`, before.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "another agent comes", func() (bool, string) {
+		after := in.agents(t)["worker-1"]
+		return after.UID != before.UID && after.UID != "", fmt.Sprintf("it was %v, and is %v", before, after)
+	})
+	in.awaitRollout(t)
+	in.mustKeep(t, in.podsOf(t, "everywhere")["worker-1"])
 }
 
 func testUsers(t *testing.T, in *installation) {
@@ -427,11 +564,43 @@ type fleet[Answer any] struct {
 }
 
 // agentView is capdrift.agent/v1.
-type agentView struct {
-	Components []struct {
-		Name, Why string
-		OK        bool
+type agentView struct{ Components []component }
+
+type component struct {
+	Name, Why string
+	OK        bool
+}
+
+// agentViewOf is what one agent tells.
+func agentViewOf(t *testing.T, told string) (v agentView) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(told), &v); err != nil {
+		t.Fatalf("%v in %q", err, told)
 	}
+	return v
+}
+
+func (v agentView) component(t *testing.T, name string) component {
+	t.Helper()
+	at := slices.IndexFunc(v.Components, func(c component) bool { return c.Name == name })
+	if at < 0 {
+		t.Fatalf("there is no %s in %v", name, v.Components)
+	}
+	return v.Components[at]
+}
+
+// scan is capdrift.node/v1, as far as the tests read it.
+type scan struct {
+	Coverage struct {
+		Complete bool
+		Limits   []limit
+	}
+	Findings []*finding
+}
+
+type limit struct {
+	What, Why string
+	Blind     bool
 }
 
 // list is capdrift.list/v1.

@@ -33,6 +33,9 @@ type installation struct {
 	kept   []string // ids of an intruder's findings that stay open
 	follow *watch   // since they are
 
+	authority *cluster.Authority // that signed the agents' certificates
+	client    client             // that they let in over TCP
+
 	watches []*exec.Cmd // that run
 }
 
@@ -184,8 +187,8 @@ func (in *installation) awaitRollout(t *testing.T) {
 
 // agentPod is who an agent's pod is, and how often it was started again.
 type agentPod struct {
-	Name, UID string
-	Restarts  int
+	Name, UID, Address string
+	Restarts           int
 }
 
 // agents are those that run, by node.
@@ -199,6 +202,7 @@ func (in *installation) agents(t *testing.T) map[string]agentPod {
 			}
 			Spec   struct{ NodeName string }
 			Status struct {
+				PodIP             string
 				ContainerStatuses []struct{ RestartCount int }
 			}
 		}
@@ -210,7 +214,7 @@ func (in *installation) agents(t *testing.T) map[string]agentPod {
 	found := map[string]agentPod{}
 	for _, pod := range list.Items {
 		if pod.Metadata.DeletionTimestamp == nil && len(pod.Status.ContainerStatuses) == 1 {
-			found[pod.Spec.NodeName] = agentPod{pod.Metadata.Name, pod.Metadata.UID, pod.Status.ContainerStatuses[0].RestartCount}
+			found[pod.Spec.NodeName] = agentPod{pod.Metadata.Name, pod.Metadata.UID, pod.Status.PodIP, pod.Status.ContainerStatuses[0].RestartCount}
 		}
 	}
 	return found

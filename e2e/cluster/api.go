@@ -35,7 +35,7 @@ func (c *Cluster) CA() string { return c.path("ca.crt") }
 // User is a kubeconfig of somebody whom the API server knows by these names, and who may do what RBAC
 // gives them: nothing yet.
 func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err error) {
-	user, err := c.pki.user(name, groups...)
+	user, err := c.pki.User(name, groups...)
 	if err != nil {
 		return "", err
 	}
@@ -48,16 +48,16 @@ func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err er
 }
 
 // kubeconfigFor needs no other file, so that it serves on every machine.
-func (c *Cluster) kubeconfigFor(user credentials) (string, error) {
+func (c *Cluster) kubeconfigFor(user Credentials) (string, error) {
 	return jsonText(map[string]any{
 		"apiVersion":      "v1",
 		"kind":            "Config",
 		"current-context": "test",
 		"clusters": []any{map[string]any{
-			"name": "test", "cluster": map[string]any{"server": c.api(), "certificate-authority-data": []byte(c.pki.ca())},
+			"name": "test", "cluster": map[string]any{"server": c.api(), "certificate-authority-data": []byte(c.pki.Certificate())},
 		}},
 		"users": []any{map[string]any{"name": "test", "user": map[string]any{
-			"client-certificate-data": []byte(user.certificate), "client-key-data": []byte(user.key),
+			"client-certificate-data": []byte(user.Certificate), "client-key-data": []byte(user.Key),
 		}}},
 		"contexts": []any{map[string]any{
 			"name": "test", "context": map[string]string{"cluster": "test", "user": "test"},

@@ -107,7 +107,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if c.pki, err = newPKI(); err != nil {
 		return nil, fmt.Errorf("make certificates: %w", err)
 	}
-	if err := os.WriteFile(c.CA(), []byte(c.pki.ca()), 0o644); err != nil {
+	if err := os.WriteFile(c.CA(), []byte(c.pki.Certificate()), 0o644); err != nil {
 		return nil, err
 	}
 	c.client = c.pki.client()

@@ -120,15 +120,15 @@ func (n *Node) boot(ctx context.Context) error {
 
 func (n *Node) configure() error {
 	c := n.cluster
-	kubelet, err := c.pki.user("system:node:"+n.Name, "system:nodes")
+	kubelet, err := c.pki.User("system:node:"+n.Name, "system:nodes")
 	if err != nil {
 		return err
 	}
-	proxy, err := c.pki.user("system:kube-proxy")
+	proxy, err := c.pki.User("system:kube-proxy")
 	if err != nil {
 		return err
 	}
-	server, err := c.pki.server([]netip.Addr{n.machine.address}, n.Name)
+	server, err := c.pki.Server([]netip.Addr{n.machine.address}, n.Name)
 	if err != nil {
 		return err
 	}
@@ -153,8 +153,8 @@ func (n *Node) configure() error {
 	}
 	return n.machine.write(map[string]string{
 		"/etc/machine-id":         newToken() + "\n",
-		pkiFolder + "ca.crt":      c.pki.ca(),
-		pkiFolder + "kubelet.crt": server.certificate, pkiFolder + "kubelet.key": server.key,
+		pkiFolder + "ca.crt":      c.pki.Certificate(),
+		pkiFolder + "kubelet.crt": server.Certificate, pkiFolder + "kubelet.key": server.Key,
 		kubeconfig:                     forKubelet,
 		proxyKubeconfig:                forProxy,
 		kubeletFile:                    config,

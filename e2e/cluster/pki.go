@@ -22,79 +22,90 @@ import (
 // pki is what the parts of the cluster know each other by: one authority, whose certificates
 // everybody has, and a token besides, for clients that send one.
 type pki struct {
-	authority  *x509.Certificate
-	key        *ecdsa.PrivateKey
+	*Authority
 	adminToken string
 }
 
-// credentials are a certificate and its key, as PEM.
-type credentials struct{ certificate, key string }
-
 func newPKI() (*pki, error) {
+	authority, err := NewAuthority("capdrift test authority")
+	return &pki{authority, newToken()}, err
+}
+
+// Authority issues certificates to whoever trusts it.
+type Authority struct {
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+}
+
+// Credentials are a certificate and its key, as PEM.
+type Credentials struct{ Certificate, Key string }
+
+// NewAuthority makes one. Of several with the same name only the key tells one from another.
+func NewAuthority(name string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	p := &pki{key: key, adminToken: newToken()}
+	a := &Authority{key: key}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "capdrift test authority"},
+		Subject:               pkix.Name{CommonName: name},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	der, err := p.sign(template, template, &key.PublicKey)
+	der, err := a.sign(template, template, &key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	p.authority, err = x509.ParseCertificate(der)
-	return p, err
+	a.certificate, err = x509.ParseCertificate(der)
+	return a, err
 }
 
-// ca is the authority's certificate, as PEM.
-func (p *pki) ca() string { return encode("CERTIFICATE", p.authority.Raw) }
+// Certificate is the authority's own, as PEM.
+func (a *Authority) Certificate() string { return encode("CERTIFICATE", a.certificate.Raw) }
 
 // own is the authority's certificate with its key.
-func (p *pki) own() (credentials, error) {
-	key, err := encodeKey(p.key)
-	return credentials{p.ca(), key}, err
+func (a *Authority) own() (Credentials, error) {
+	key, err := encodeKey(a.key)
+	return Credentials{a.Certificate(), key}, err
 }
 
-// server issues a certificate for whoever serves at these names and addresses.
-func (p *pki) server(addresses []netip.Addr, names ...string) (credentials, error) {
+// Server issues a certificate for whoever serves at these names and addresses.
+func (a *Authority) Server(addresses []netip.Addr, names ...string) (Credentials, error) {
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: names[0]},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:    names,
 	}
-	for _, a := range addresses {
-		template.IPAddresses = append(template.IPAddresses, net.IP(a.AsSlice()))
+	for _, address := range addresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(address.AsSlice()))
 	}
-	return p.issue(template)
+	return a.issue(template)
 }
 
-// user issues a certificate for a client, whom Kubernetes knows by these names.
-func (p *pki) user(name string, groups ...string) (credentials, error) {
-	return p.issue(&x509.Certificate{
+// User issues a certificate for a client, whom Kubernetes knows by these names.
+func (a *Authority) User(name string, groups ...string) (Credentials, error) {
+	return a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: name, Organization: groups},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 }
 
-func (p *pki) issue(template *x509.Certificate) (credentials, error) {
+func (a *Authority) issue(template *x509.Certificate) (Credentials, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return credentials{}, err
+		return Credentials{}, err
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	der, err := p.sign(template, p.authority, &key.PublicKey)
+	der, err := a.sign(template, a.certificate, &key.PublicKey)
 	if err != nil {
-		return credentials{}, fmt.Errorf("issue the certificate of %s: %w", template.Subject, err)
+		return Credentials{}, fmt.Errorf("issue the certificate of %s: %w", template.Subject, err)
 	}
 	text, err := encodeKey(key)
-	return credentials{encode("CERTIFICATE", der), text}, err
+	return Credentials{encode("CERTIFICATE", der), text}, err
 }
 
-func (p *pki) sign(template, parent *x509.Certificate, public *ecdsa.PublicKey) ([]byte, error) {
+func (a *Authority) sign(template, parent *x509.Certificate, public *ecdsa.PublicKey) ([]byte, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
 		return nil, err
@@ -102,7 +113,7 @@ func (p *pki) sign(template, parent *x509.Certificate, public *ecdsa.PublicKey) 
 	template.SerialNumber = serial
 	// From yesterday: clocks of virtual machines may lag.
 	template.NotBefore, template.NotAfter = time.Now().AddDate(0, 0, -1), time.Now().AddDate(0, 0, 1)
-	return x509.CreateCertificate(rand.Reader, template, parent, public, p.key)
+	return x509.CreateCertificate(rand.Reader, template, parent, public, a.key)
 }
 
 // encodeKey writes SEC 1, of which the API server also takes the public key; of PKCS #8 it does not.
@@ -116,9 +127,9 @@ func encode(kind string, der []byte) string {
 }
 
 // client trusts the authority and no other.
-func (p *pki) client() *http.Client {
+func (a *Authority) client() *http.Client {
 	roots := x509.NewCertPool()
-	roots.AddCert(p.authority)
+	roots.AddCert(a.certificate)
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
 }
 

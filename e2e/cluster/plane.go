@@ -30,11 +30,11 @@ const (
 // startPlane boots the machine of the control plane, with nothing on it but the network.
 func (c *Cluster) startPlane() error {
 	names := []string{"kube-apiserver", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
-	server, err := c.pki.server([]netip.Addr{c.plane.address, apiService}, names...)
+	server, err := c.pki.Server([]netip.Addr{c.plane.address, apiService}, names...)
 	if err != nil {
 		return err
 	}
-	admin, err := c.pki.user(adminUser, adminGroup)
+	admin, err := c.pki.User(adminUser, adminGroup)
 	if err != nil {
 		return err
 	}
@@ -47,9 +47,9 @@ func (c *Cluster) startPlane() error {
 		return err
 	}
 	err = c.plane.write(map[string]string{
-		pkiFolder + "ca.crt": own.certificate, pkiFolder + "ca.key": own.key,
-		pkiFolder + "apiserver.crt": server.certificate, pkiFolder + "apiserver.key": server.key,
-		pkiFolder + "admin.crt": admin.certificate, pkiFolder + "admin.key": admin.key,
+		pkiFolder + "ca.crt": own.Certificate, pkiFolder + "ca.key": own.Key,
+		pkiFolder + "apiserver.crt": server.Certificate, pkiFolder + "apiserver.key": server.Key,
+		pkiFolder + "admin.crt": admin.Certificate, pkiFolder + "admin.key": admin.Key,
 		kubeconfig: forAdmin,
 		tokens:     c.pki.adminToken + "," + adminUser + ",1," + adminGroup + "\n",
 	})

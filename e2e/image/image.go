@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/capdrift/capdrift/e2e/provision"
 )
 
 // Settings that make the image the same whenever and wherever it is built.
 const (
-	Version  = "v0.0.0-test"
+	Version  = provision.Version
 	Name     = "ghcr.io/capdrift/capdrift:" + Version
 	revision = "0123456789abcdef0123456789abcdef01234567"
 	epoch    = "1790000000"

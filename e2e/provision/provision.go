@@ -204,6 +204,9 @@ func (c Config) once(name, version, takes string, recipe any, programs string, b
 	return nil
 }
 
+// Version is what capdrift says it is, in images too: the plugin warns of agents of another.
+const Version = "v0.0.0-test"
+
 // build compiles one of our own commands. It replaces rather than overwrites:
 // the old file may be running.
 func (c Config) build(ctx context.Context, dir, pkg, programs string) error {
@@ -214,7 +217,7 @@ func (c Config) build(ctx context.Context, dir, pkg, programs string) error {
 	defer os.RemoveAll(tmp)
 	name := filepath.Base(pkg)
 	built := filepath.Join(tmp, name)
-	if err := run(ctx, dir, []string{"CGO_ENABLED=0"}, "build", "-tags=grpcnotrace", "-ldflags=-s -w", "-o", built, pkg); err != nil {
+	if err := run(ctx, dir, []string{"CGO_ENABLED=0"}, "build", "-tags=grpcnotrace", "-ldflags=-s -w -X main.version="+Version, "-o", built, pkg); err != nil {
 		return fmt.Errorf("build %s: %w", name, err)
 	}
 	return os.Rename(built, filepath.Join(programs, name))

@@ -2360,7 +2360,7 @@ func (x *Agent) GetNodeName() string {
 // Component is one part of the agent and how it fares.
 type Component struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which: "runtime", "proc", "pods", "journal", "policy", "config".
+	// Which: "runtime", "proc", "pods", "journal", "policy", "config", "certificates".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Whether all is well.
 	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
