@@ -45,10 +45,11 @@ NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https:/
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Without gRPC's tracing pages, whose templates keep the linker from leaving out what nobody
-# calls, the program is a sixth smaller.
+# Of the version that the image of the same sources is: kubectl capdrift warns of agents of
+# another. Without gRPC's tracing pages, whose templates keep the linker from leaving out what
+# nobody calls, the program is a sixth smaller.
 build: ## build bin/capdrift, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -o bin/capdrift ./cmd/capdrift
+	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '-X main.version=$(VERSION)' -o bin/capdrift ./cmd/capdrift
 
 image: packages $(SBOM) ## the image into .cache/image, without a container engine, and its digest (root, Debian)
 	@VERSION='$(VERSION)' REVISION='$(REVISION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' REPOSITORY='$(REPOSITORY)' ARCH='$(ARCH)' \
@@ -142,10 +143,10 @@ bench-agent: ## how soon the agent tells, 200 times each way, and what it costs 
 
 chart-tools: $(HELM) $(KUBECONFORM) $(KUSTOMIZE) $(PROMQL)
 
-# Debian's packages: capsh and pscap, which the tests compare with, buildah for the image, and
-# what kube-proxy needs.
+# Debian's packages: capsh and pscap, which the tests compare with, buildah for the image, what
+# kube-proxy needs, and jq, which docs/kubectl.md uses.
 packages:
-	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah nft:nftables; do \
+	@for needed in capsh:libcap2-bin pscap:libcap-ng-utils buildah:buildah nft:nftables jq:jq; do \
 	  command -v $${needed%%:*} >/dev/null 2>&1 || missing="$$missing $${needed##*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \

@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package chart installs the chart on a real cluster of two nodes, as docs/kubernetes.md says, and
-// uses what runs there, as docs/kubectl.md says.
+// Package chart installs the chart on a real cluster of two nodes, and uses what runs there. A reader who
+// has a clean clone runs every command of README.md, docs/kubernetes.md, docs/kubectl.md and
+// docs/security.md (page_test.go, reader_test.go).
 package chart
 
 import (
@@ -19,7 +20,6 @@ import (
 	"time"
 
 	"github.com/capdrift/capdrift/e2e/cluster"
-	"github.com/capdrift/capdrift/e2e/image"
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
@@ -30,6 +30,8 @@ func TestChart(t *testing.T) {
 		name string
 		run  func(*testing.T, *installation)
 	}{
+		{"plugin", testPlugin},
+		{"kubernetes_page", testKubernetesPage},
 		{"install", testInstall},
 		{"four_layers", testFourLayers},
 		{"watch", testWatch},
@@ -40,8 +42,11 @@ func TestChart(t *testing.T) {
 		{"runtime_away", testRuntimeAway},
 		{"eviction", testEviction},
 		{"rollback", testRollback},
+		{"kubectl_page", testKubectlPage},
+		{"readme", testReadme},
 		{"users", testUsers},
 		{"uninstall", testUninstall},
+		{"pages", testPages},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, in) }) {
 			in.showLogs(t)
@@ -51,21 +56,7 @@ func TestChart(t *testing.T) {
 }
 
 func testInstall(t *testing.T, in *installation) {
-	dir := t.TempDir()
-	if _, err := image.Build(t.Context(), in.repo, in.repo, dir); err != nil {
-		t.Fatal(err)
-	}
-	archive, err := os.ReadFile(image.Archive(dir))
-	if err == nil {
-		err = in.ImportImage(t.Context(), archive)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	in.kubectl(t, "", "create", "namespace", "capdrift")
-	in.kubectl(t, "", "label", "namespace", "capdrift", "pod-security.kubernetes.io/enforce=privileged")
-	in.helm(t, "install", "capdrift", in.chart(), "--set", "image.tag="+image.Version, "--set", "image.pullPolicy=Never", "--wait")
-	in.awaitRollout(t)
+	in.walk(t, readme, "Install it")
 	if agents := in.agents(t); len(agents) != 2 || agents["worker-1"].UID == "" || agents["worker-2"].UID == "" {
 		t.Errorf("agents by node: %v", agents)
 	}
@@ -299,7 +290,9 @@ func testUpgrade(t *testing.T, in *installation) {
 	in.authority = newAuthority(t, authorityName)
 	in.putSecret(t, in.authority, serverOf(t, in.authority))
 	in.client = in.newClient(t, in.authority, in.authority)
+	image := in.kubectl(t, "", "get", "daemonset", "-n", "capdrift", "capdrift-agent", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
 	in.replaceAgents(t, pod, "upgrade", "capdrift", in.laterChart(t), "--reset-then-reuse-values",
+		"--set", "image.tag="+image[strings.LastIndexByte(image, ':')+1:], // the only image that there is
 		"--set", "agent.api.tcp.enabled=true,agent.api.tcp.secretName="+tlsSecret, "--wait")
 	if spec := in.templateOfAgents(t); spec != "99.0.0 later 20" {
 		t.Errorf("the agents are made of %q", spec)

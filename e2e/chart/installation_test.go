@@ -28,6 +28,8 @@ type installation struct {
 	tools string // folder with helm
 	bin   string // folder with the plugin
 
+	reader *reader // of the pages
+
 	kept   []string // ids of an intruder's findings that stay open
 	follow *watch   // since they are
 
@@ -37,8 +39,8 @@ type installation struct {
 	watches []*exec.Cmd // that run
 }
 
-// start brings up a cluster, or skips a laptop that cannot.
-func start(t *testing.T) *installation {
+// needs skips a laptop that cannot.
+func needs(t *testing.T) {
 	t.Helper()
 	why := ""
 	if _, err := exec.LookPath("buildah"); err != nil {
@@ -47,12 +49,19 @@ func start(t *testing.T) *installation {
 	if os.Geteuid() != 0 {
 		why = "needs root; run: sudo make cluster-test"
 	}
-	if why != "" {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("CI must run this: %s", why)
-		}
-		t.Skip(why)
+	if why == "" {
+		return
 	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("CI must run this: %s", why)
+	}
+	t.Skip(why)
+}
+
+// start brings up a cluster.
+func start(t *testing.T) *installation {
+	t.Helper()
+	needs(t)
 	slow := 1.0
 	if s := os.Getenv("CAPDRIFT_E2E_SLOW"); s != "" {
 		var err error
@@ -81,11 +90,8 @@ func start(t *testing.T) *installation {
 			t.Error(err)
 		}
 	})
-	bin := t.TempDir()
-	if err := os.Symlink(c.Program("capdrift"), filepath.Join(bin, "kubectl-capdrift")); err != nil {
-		t.Fatal(err)
-	}
-	in := &installation{Cluster: c, repo: repo, tools: tools, bin: bin}
+	in := &installation{Cluster: c, repo: repo, tools: tools, bin: t.TempDir()}
+	in.reader = newReader(t, in)
 	t.Cleanup(func() {
 		for _, w := range in.watches {
 			_ = w.Process.Kill()

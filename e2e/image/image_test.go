@@ -123,30 +123,11 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// copySources copies what would be committed into another folder.
 func copySources(t *testing.T) string {
 	t.Helper()
-	repo, to := repository(t), t.TempDir()
-	list := exec.CommandContext(t.Context(), "git", "-C", repo, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-	text, err := list.Output()
-	if err != nil {
+	to := t.TempDir()
+	if err := provision.CopySources(t.Context(), repository(t), to); err != nil {
 		t.Fatal(err)
-	}
-	for file := range strings.SplitSeq(strings.TrimSuffix(string(text), "\x00"), "\x00") {
-		content, err := os.ReadFile(filepath.Join(repo, file))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // removed, and not yet committed
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		info, err := os.Stat(filepath.Join(repo, file))
-		if err == nil {
-			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(to, file)), 0o755), os.WriteFile(filepath.Join(to, file), content, info.Mode().Perm()))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 	return to
 }

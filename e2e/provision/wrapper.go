@@ -22,6 +22,8 @@ const (
 	NetworkPluginsVersion = "1.9.1"
 	HelmVersion           = "4.3.1"
 	KubeconformVersion    = "0.8.0"
+
+	PrometheusOperatorVersion = "0.85.0"
 )
 
 // A wrapper builds what `go install package@version` refuses, because the module's go.mod
