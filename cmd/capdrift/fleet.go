@@ -292,8 +292,13 @@ func one[T any](ctx context.Context, f *fleet, m *member, question func(ctx cont
 		a.why = c.explained(ctx, err)
 		return a
 	}
-	a.said, a.why = question(ctx, c)
-	if version := a.told.GetAgent().GetVersion(); a.why != nil && version != versionText() {
+	whole, err := question(ctx, c)
+	if err == nil {
+		a.said = whole
+		return a
+	}
+	a.why = err // half an answer is none
+	if version := a.told.GetAgent().GetVersion(); version != versionText() {
 		a.why = fmt.Errorf("%w (the agent is %s, this is %s)", a.why, said(version), versionText())
 	}
 	return a

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -84,12 +83,7 @@ func (o *getOptions) listing(ctx context.Context, c *client, resource, name stri
 	}
 	q := question{client: c, filter: o.filter, namespace: o.namespace, view: viewFor(o.format)}
 	if name != "" {
-		item, err := q.one(ctx, resource, name)
-		var none noSuchError
-		if errors.As(err, &none) {
-			return l, nil
-		}
-		l.items = []subject{item}
+		l.items, err = q.named(ctx, resource, name)
 		return l, err
 	}
 	l.position, err = q.each(ctx, resource, func(item subject) error {

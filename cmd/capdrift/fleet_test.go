@@ -218,6 +218,7 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 	c := fleetOfThree(t)
 	c.agent("worker-3", "agent-worker-3") // in which nobody listens
 	empty := newCluster(t, map[string]*told{"worker-1": nil})
+	begins := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(nil)})
 	for name, row := range map[string]struct {
 		on     *cluster
 		args   string
@@ -238,6 +239,8 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 		"no such workload":         {c, "explain deploy/none", "", 1, "there is no deployment none in namespace shop"},
 		"no such container":        {c, "get container none --allow-missing", "", 1, "there is no container none on 2 nodes (and 1 node did not answer); kubectl capdrift get containers lists them"},
 		"on two nodes":             {c, "get container db --allow-missing", "", 1, "2 containers are called db: data/db-0/db"},
+		"not looked yet":           {begins, "get container none -o json", "", 1, "there is no container none on 1 node (and 1 node did not answer)"},
+		"two on one node":          {c, "get container web-0", "", 1, "2 containers are called web-0: shop/web-0/log"},
 		"no such context":          {c, "get nodes --context none", "", 1, "the kubeconfig"},
 		"no such file":             {c, "get nodes --kubeconfig /none", "", 1, "/none"},
 
