@@ -417,3 +417,28 @@ func TestNamingKeepsLines(t *testing.T) {
 		t.Errorf("%v, %s", err, out.String())
 	}
 }
+
+// TestFleetAuditJudgesByItsOwnRules: what the agents judge by their policy, and accept
+// by it, is nothing to an audit by other rules.
+func TestFleetAuditJudgesByItsOwnRules(t *testing.T) {
+	leakless(t)
+	report := shop()
+	report.Findings[0].Exception = "of-the-agent"
+	report.Findings = append(report.Findings, drift.Finding{
+		ID: "6666", Kind: drift.PolicyViolation, Severity: drift.Critical, ContainerID: report.Containers[0].ID, Rule: "of/the-agent", Declared: "pass", Actual: "fail",
+	})
+	c := newCluster(t, map[string]*told{"worker-1": newTold(report)})
+	stdout, stderr, status := capture(t, c.args("audit", "--pack", "dangerous", "-o", "json")...)
+	var all struct {
+		Nodes []struct {
+			Answer struct{ Findings []drift.Finding }
+		}
+	}
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || status != 0 {
+		t.Fatalf("status %d, %v, %s", status, err, stderr)
+	}
+	found := all.Nodes[0].Answer.Findings
+	if len(found) != 5 || strings.Contains(stdout, "of/the-agent") || strings.Contains(stdout, "of-the-agent") {
+		t.Errorf("%d findings, %s", len(found), stdout)
+	}
+}
