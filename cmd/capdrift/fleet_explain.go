@@ -158,7 +158,7 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 		if o.container != "" {
 			which += " " + printable(o.container)
 		}
-		return fmt.Errorf("the agents of %s see no %s of %s", strings.Join(nodes, ", "), which, printable(named))
+		return fmt.Errorf("the agents of %s see no %s of %s", printable(strings.Join(nodes, ", ")), which, printable(named))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -440,5 +441,71 @@ func TestFleetAuditJudgesByItsOwnRules(t *testing.T) {
 	found := all.Nodes[0].Answer.Findings
 	if len(found) != 5 || strings.Contains(stdout, "of/the-agent") || strings.Contains(stdout, "of-the-agent") {
 		t.Errorf("%d findings, %s", len(found), stdout)
+	}
+}
+
+// soil ends every text that an agent can choose with what a terminal would obey.
+func soil(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		soil(v.Elem())
+	case reflect.Slice:
+		for i := range v.Len() {
+			soil(v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			soil(v.Field(i))
+		}
+	case reflect.String:
+		if !v.CanSet() {
+			return // a time's
+		}
+		switch v.Interface().(type) {
+		case drift.Observation, drift.Layer, drift.Relation: // numbers on the wire
+		default:
+			v.SetString(v.String() + "\x1b[2J\u202e\nforged")
+		}
+	}
+}
+
+// TestFleetObeysNoAgent: whatever an agent says, no terminal is told to do anything, and
+// no line begins with its words.
+func TestFleetObeysNoAgent(t *testing.T) {
+	leakless(t)
+	report := shop()
+	report.Coverage.Limits = []drift.Limit{{What: "all", Why: "nothing", Blind: true}}
+	report.Coverage.Complete = false
+	soil(reflect.ValueOf(report))
+	feed := newTold(nil)
+	feed.policy = &agent.PolicyStatus{Packs: []string{"cis"}, Since: report.TakenAt, Exceptions: []agent.ExceptionStatus{{Exception: agent.Exception{ID: "e"}, State: agent.ExceptionUnused}}}
+	soil(reflect.ValueOf(feed.policy))
+	part := agent.Component{Name: "proc", Why: "it fails"}
+	soil(reflect.ValueOf(&part))
+	feed.publish(*report, agent.Change{Kind: agent.StatusChanged, Component: &part})
+	c := newCluster(t, map[string]*told{"worker-1": feed})
+	pod := report.Containers[0].Pod
+	c.Put("pods", fake.Object{"metadata": fake.Object{"namespace": pod.Namespace, "name": pod.Name, "uid": pod.UID}, "spec": fake.Object{"nodeName": "worker-1"}, "status": fake.Object{"phase": "Running"}})
+	id := report.Containers[0].ID[:20]
+	for _, asked := range [][]string{
+		{"get", "nodes"}, {"get", "nodes", "-o", "wide"}, {"get", "nodes", "-o", "name"}, {"get", "nodes", "-o", "json"}, {"get", "nodes", "-o", "yaml"}, {"get", "node", "worker-1"},
+		{"get", "findings", "--show-excepted"}, {"get", "findings", "-o", "wide", "--show-excepted"}, {"get", "findings", "-o", "name", "--show-excepted"}, {"get", "findings", "-o", "jsonl"},
+		{"get", "containers"}, {"get", "containers", "-o", "wide"}, {"get", "containers", "-o", "name"}, {"get", "containers", "-o", "yaml"},
+		{"get", "container", id}, {"get", "container", "n"}, {"get", "containers", "--filter", "process.seccomp == 9"},
+		{"scan"}, {"scan", "--show-excepted"}, {"scan", "--wide", "--show-excepted"}, {"scan", "-o", "json"}, {"scan", "-o", "jsonl"}, {"scan", "-o", "yaml"}, {"scan", "-o", "csv"},
+		{"scan", "--filter", "process.seccomp == 9"},
+		{"audit"}, {"audit", "--wide"}, {"audit", "-o", "csv"}, {"audit", "-o", "sarif"}, {"audit", "-o", "junit"}, {"audit", "-o", "jsonl"}, {"audit", "--filter", "process.seccomp == 9"},
+		{"explain", pod.Name, "-n", pod.Namespace, "--pack", "cis"}, {"explain", pod.Name, "-n", pod.Namespace, "-o", "yaml"}, {"explain", pod.Name, "-n", pod.Namespace, "-c", "none"},
+		{"watch", "--timeout", "300ms", "--show-excepted"}, {"watch", "containers", "--timeout", "300ms"}, {"watch", "--timeout", "300ms", "-o", "jsonl"},
+	} {
+		stdout, stderr, _ := capture(t, c.args(asked...)...)
+		obeyed := "\x1b\u202e"
+		if slices.Contains(asked, "yaml") {
+			obeyed = "\x1b" // its writer takes U+202E for a letter
+		}
+		text := stdout + stderr
+		if at := strings.IndexAny(text, obeyed); text == "" || at >= 0 || strings.Contains(text, "\nforged") {
+			t.Errorf("%s: at %d:\n%q", strings.Join(asked, " "), at, text[max(at-200, 0):])
+		}
 	}
 }

@@ -147,7 +147,7 @@ func (a audit) junitOfFinding(f policy.Finding) junitCase {
 	if f.PID != 0 {
 		container += fmt.Sprintf(" %d %s", f.PID, process)
 	}
-	c := junitCase{ClassName: "drift." + string(f.Kind), Name: container}
+	c := junitCase{ClassName: "drift." + printable(string(f.Kind)), Name: container}
 	if f.Excepted != nil {
 		c.Skipped = &junitOutcome{Message: printable("accepted by " + f.Excepted.ID + " (" + f.Excepted.Owner + "): " + f.Excepted.Reason + "; " + f.Message)}
 	} else {

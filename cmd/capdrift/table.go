@@ -56,7 +56,7 @@ func heading(report drift.Report) string {
 		runtime = report.Runtime.Name + " " + report.Runtime.Version
 	}
 	return fmt.Sprintf("%s · Linux %s · cgroup %s · %s · %s", printable(report.Node.Name), printable(report.Node.Kernel),
-		report.Node.CgroupMode, printable(runtime), report.TakenAt.Format("2006-01-02 15:04:05 MST"))
+		printable(report.Node.CgroupMode), printable(runtime), report.TakenAt.Format("2006-01-02 15:04:05 MST"))
 }
 
 // style is kubectl's: columns parted by spaces, no lines.
@@ -344,7 +344,7 @@ func normal(report drift.Report, loud []drift.Finding) string {
 	}
 	slices.Sort(kinds)
 	for i, kind := range kinds {
-		kinds[i] = fmt.Sprintf("%d %s", count(report.Findings, drift.Kind(kind)), kind)
+		kinds[i] = fmt.Sprintf("%d %s", count(report.Findings, drift.Kind(kind)), printable(kind))
 	}
 	if len(kinds) > 0 {
 		line += " (explained: " + strings.Join(kinds, ", ") + ")"
