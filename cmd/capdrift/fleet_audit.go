@@ -104,11 +104,7 @@ func (a audit) nodesOf() map[string]string {
 func (o *auditOptions) writeFleet(w io.Writer, f *fleet, all audit, answers []answered[audit], list []silence) error {
 	switch o.output.format {
 	case "json":
-		form, err := formOf(f, answers, func(a answered[audit]) (any, error) { return a.said.published(), nil })
-		if err != nil {
-			return err
-		}
-		return writeJSON(w, form)
+		return writeJSON(w, formOf(f, answers, func(a answered[audit]) any { return a.said.published() }))
 	case "jsonl":
 		for _, a := range answers {
 			if a.why != nil {

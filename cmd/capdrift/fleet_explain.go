@@ -216,11 +216,8 @@ func (o *explainFleetOptions) pages(report drift.Report, pods []kube.PodRef, ask
 func (o *explainFleetOptions) write(cmd *cobra.Command, f *fleet, answers []answered[[]page]) error {
 	w := cmd.OutOrStdout()
 	if o.format != "text" {
-		form, err := formOf(f, answers, func(a answered[[]page]) (any, error) { return a.said, nil })
-		switch {
-		case err != nil:
-			return err
-		case o.format == "json":
+		form := formOf(f, answers, func(a answered[[]page]) any { return a.said })
+		if o.format == "json" {
 			return writeJSON(w, form)
 		}
 		return writeYAML(w, form)

@@ -80,11 +80,8 @@ func (o *scanOptions) overFleet(cmd *cobra.Command) error {
 func (o *scanOptions) writeFleet(w io.Writer, f *fleet, answers []answered[drift.Report]) error {
 	switch o.output.format {
 	case "json", "yaml":
-		form, err := formOf(f, answers, func(a answered[drift.Report]) (any, error) { return a.said, nil })
-		switch {
-		case err != nil:
-			return err
-		case o.output.format == "yaml":
+		form := formOf(f, answers, func(a answered[drift.Report]) any { return a.said })
+		if o.output.format == "yaml" {
 			return writeYAML(w, form)
 		}
 		return writeJSON(w, form)

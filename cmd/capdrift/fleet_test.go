@@ -283,6 +283,21 @@ func TestFleetDoesNotWaitForOne(t *testing.T) {
 	}
 }
 
+// TestFleetDoesNotFailForOne: nor does one that talks nonsense keep the others from being
+// heard.
+func TestFleetDoesNotFailForOne(t *testing.T) {
+	leakless(t)
+	odd := another()
+	odd.Node.CapLastCap = 200
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(odd)})
+	for _, form := range []string{"table", "json", "jsonl", "yaml"} {
+		stdout, stderr, status := capture(t, c.args("get", "nodes", "-o", form)...)
+		if status != 1 || !strings.Contains(stdout, "6.18.44") || !strings.Contains(stdout, "the agent's last capability is 200") || !strings.Contains(stderr, "1 of 2 nodes did not answer") {
+			t.Errorf("%s: status %d, %s%s", form, status, stdout, stderr)
+		}
+	}
+}
+
 // TestFleetAsksInParallel: each agent waits for the other to be asked.
 func TestFleetAsksInParallel(t *testing.T) {
 	leakless(t)
