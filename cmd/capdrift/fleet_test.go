@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/drift"
@@ -289,10 +290,17 @@ func TestFleetDoesNotFailForOne(t *testing.T) {
 	leakless(t)
 	odd := another()
 	odd.Node.CapLastCap = 200
-	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(odd)})
+	late := another() // later than JSON can say
+	late.TakenAt = time.Date(20_000, 1, 1, 0, 0, 0, 0, time.UTC)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(odd), "worker-3": newTold(late)})
+	for _, form := range []string{"json", "jsonl", "yaml"} {
+		if stdout, stderr, status := capture(t, c.args("scan", "-o", form, "--node", "worker-1", "--node", "worker-3")...); status != 1 || !strings.Contains(stdout, shop().Containers[0].ID) || !strings.Contains(stdout, "the agent's report names no node, time or coverage") {
+			t.Errorf("%s: status %d, %s", form, status, stderr)
+		}
+	}
 	for _, form := range []string{"table", "json", "jsonl", "yaml"} {
 		stdout, stderr, status := capture(t, c.args("get", "nodes", "-o", form)...)
-		if status != 1 || !strings.Contains(stdout, "6.18.44") || !strings.Contains(stdout, "the agent's last capability is 200") || !strings.Contains(stderr, "1 of 2 nodes did not answer") {
+		if status != 1 || !strings.Contains(stdout, "6.18.44") || !strings.Contains(stdout, "the agent's last capability is 200") || !strings.Contains(stderr, "2 of 3 nodes did not answer") {
 			t.Errorf("%s: status %d, %s%s", form, status, stdout, stderr)
 		}
 	}
