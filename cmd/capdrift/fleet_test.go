@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"reflect"
@@ -530,5 +532,23 @@ func TestFleetObeysNoAgent(t *testing.T) {
 		if at := strings.IndexAny(text, obeyed); text == "" || at >= 0 || strings.Contains(text, "\nforged") {
 			t.Errorf("%s: at %d:\n%q", strings.Join(asked, " "), at, text[max(at-200, 0):])
 		}
+	}
+}
+
+// TestFleetWatchTellsWhatItFoundLast: a finding that is waited for counts although its
+// node has just left the cluster, and a node that fails again and again is one node.
+func TestFleetWatchTellsWhatItFoundLast(t *testing.T) {
+	w := fleetWatch{
+		watchOptions: &watchOptions{discover: time.Hour}, fleet: &fleet{fleetOptions: &fleetOptions{}}, out: watchOutput{errs: io.Discard},
+		ended: make(chan watchEnd, 1), on: map[string]context.CancelFunc{"worker-1": func() {}}, left: map[string]bool{"worker-1": true},
+	}
+	w.ended <- watchEnd{"worker-1", true, findingsError{errors.New("a finding is open")}}
+	var found findingsError
+	if err := w.run(t.Context()); !errors.As(err, &found) {
+		t.Errorf("got %v", err)
+	}
+	lost := watchEnd{"worker-1", false, errors.New("refused")}
+	if err := w.verdict([]watchEnd{lost, lost}); err == nil || strings.Contains(err.Error(), "more") {
+		t.Errorf("got %v", err)
 	}
 }
