@@ -552,3 +552,20 @@ func TestFleetWatchTellsWhatItFoundLast(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestFleetExplainsEachPodWhereItIs: an agent speaks of the pods of its own node, and a
+// pod that its agent does not see is not passed over.
+func TestFleetExplainsEachPodWhereItIs(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
+	c.podsOfShop("worker-1")
+	c.Put("pods", fake.Object{
+		"metadata": fake.Object{"namespace": "shop", "name": "web-9", "uid": "u9", "ownerReferences": []fake.Object{{"uid": "u-rs"}}},
+		"spec":     fake.Object{"nodeName": "worker-2"}, "status": fake.Object{"phase": "Running"},
+	})
+	stdout, stderr, status := capture(t, c.args("explain", "deploy/web", "NET_RAW", "-n", "shop")...)
+	if status != 0 || strings.Count(stdout, "on worker-1") != 2 || strings.Contains(stdout, "on worker-2") ||
+		!strings.Contains(stderr, "the agent of worker-2 sees no running container of shop/web-9") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+}
