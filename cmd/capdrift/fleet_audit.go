@@ -90,12 +90,13 @@ func merged(rules *policy.Policy, answers []answered[audit]) audit {
 	return all
 }
 
-// nodesOf says on which node of a fleet each container is.
-func (a audit) nodesOf() map[string]string {
-	nodes := make(map[string]string)
+// nodesOf says on which node of a fleet each container is that was judged: an agent may
+// say any id.
+func (a audit) nodesOf() map[*drift.Container]string {
+	nodes := make(map[*drift.Container]string)
 	for _, report := range a.nodes {
-		for _, c := range report.Containers {
-			nodes[c.ID] = report.Node.Name
+		for i := range report.Containers {
+			nodes[&report.Containers[i]] = report.Node.Name
 		}
 	}
 	return nodes

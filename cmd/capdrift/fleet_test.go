@@ -569,3 +569,15 @@ func TestFleetExplainsEachPodWhereItIs(t *testing.T) {
 		t.Errorf("status %d, %s%s", status, stdout, stderr)
 	}
 }
+
+// TestFleetAuditKeepsNodesApart: an agent that says another node's ids speaks of its own
+// node all the same.
+func TestFleetAuditKeepsNodesApart(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(shop())})
+	stdout, stderr, status := capture(t, c.args("audit", "--pack", "pss-restricted", "--wide", "-n", "shop", "--no-headers")...)
+	first, second := strings.Count(stdout, "\nworker-1   "), strings.Count(stdout, "\nworker-2   ")
+	if status != 0 || second == 0 || first-second > 1 || second-first > 1 { // the first line follows no other
+		t.Errorf("status %d, %d and %d, %s%s", status, first, second, stdout, stderr)
+	}
+}
