@@ -242,6 +242,10 @@ func (f *forwarding) unconnected(at step, cause error) error {
 	return err
 }
 
+// mostSaid bounds what is taken of one agent, for one command: the list of processes of
+// a node of a hundred thousand is half of it.
+const mostSaid = 64 << 20
+
 // answered is what one node said, or why it said nothing.
 type answered[T any] struct {
 	node string
@@ -282,7 +286,9 @@ func one[T any](ctx context.Context, f *fleet, m *member, question func(ctx cont
 	}
 	ctx, cancel := within(ctx, timeoutError{f.perNode, "--node-timeout"})
 	defer cancel()
-	c, err := m.agent.dial()
+	agent := m.agent
+	agent.most = mostSaid
+	c, err := agent.dial()
 	if err != nil {
 		a.why = err
 		return a
