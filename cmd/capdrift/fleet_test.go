@@ -211,7 +211,7 @@ func TestFleetJoinsPodSpecs(t *testing.T) {
 	if got, _ := kinds(); !slices.Equal(got, []string{"cri_mismatch nginx", "unmanaged_container log"}) {
 		t.Errorf("a container that its pod's spec does not have: got %v", got)
 	}
-	c.Forbidden["pods"] = true
+	c.Forbid("pods", true)
 	if _, stderr, status := capture(t, c.args("scan")...); status != 1 || !strings.Contains(stderr, "verbs: [list]") {
 		t.Errorf("status %d, %s", status, stderr)
 	}
@@ -257,9 +257,9 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 		"an agent's own flag": {c, "get nodes --agent x", "", 2, "see 'kubectl capdrift get --help'"},
 		"a look's own flag":   {c, "scan --host-root /", "", 2, "see 'kubectl capdrift scan --help'"},
 	} {
-		row.on.Forbidden[row.forbid] = true
+		row.on.Forbid(row.forbid, true)
 		stdout, stderr, status := capture(t, row.on.args(strings.Fields(row.args)...)...)
-		delete(row.on.Forbidden, row.forbid)
+		row.on.Forbid(row.forbid, false)
 		if status != row.status || !strings.Contains(strings.Join(strings.Fields(stdout+stderr), " "), row.says) {
 			t.Errorf("%s: status %d, %s%s; want %d and %q", name, status, stdout, stderr, row.status, row.says)
 		}
@@ -392,7 +392,7 @@ func TestFleetWatchEnds(t *testing.T) {
 	if _, stderr, status := capture(t, c.args("watch", "--filter", "finding.severty == 1")...); status != exitUsage || !strings.Contains(stderr, "--filter: column 9") {
 		t.Errorf("status %d, %s", status, stderr)
 	}
-	c.Forbidden["pods/portforward"] = true
+	c.Forbid("pods/portforward", true)
 	if _, stderr, status := capture(t, c.args("watch", "--node", "worker-1")...); status != exitFailed || !strings.Contains(stderr, "resources: [pods/portforward]") {
 		t.Errorf("status %d, %s", status, stderr)
 	}
