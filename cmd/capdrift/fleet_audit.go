@@ -17,18 +17,11 @@ import (
 // overFleet has the agent of every node look, and puts the rules here to what they
 // saw: the agents know no pod specs, and need not know the rules.
 func (o *auditOptions) overFleet(cmd *cobra.Command, rules *policy.Policy) error {
-	limits, errs := o.fleet.client(), cmd.ErrOrStderr()
-	ctx, cancel := limits.within(cmd.Context())
-	defer cancel()
-	f, err := o.fleet.open(ctx, o.fleet.nodes)
+	f, reports, err := o.fleet.reports(cmd, o.namespace)
 	if err != nil {
 		return err
 	}
-	defer f.close()
-	reports, err := f.look(ctx, errs, o.namespace)
-	if err != nil {
-		return err
-	}
+	errs := cmd.ErrOrStderr()
 	now, answers := time.Now(), make([]answered[audit], len(reports))
 	var unjudged, runtimeless []string
 	for i, r := range reports {

@@ -17,18 +17,11 @@ import (
 // overFleet has the agent of every node look, and judges and prints what they saw
 // as run does what one did.
 func (o *scanOptions) overFleet(cmd *cobra.Command) error {
-	limits, errs := o.fleet.client(), cmd.ErrOrStderr()
-	ctx, cancel := limits.within(cmd.Context())
-	defer cancel()
-	f, err := o.fleet.open(ctx, o.fleet.nodes)
+	f, answers, err := o.fleet.reports(cmd, o.namespace)
 	if err != nil {
 		return err
 	}
-	defer f.close()
-	answers, err := f.look(ctx, errs, o.namespace)
-	if err != nil {
-		return err
-	}
+	errs := cmd.ErrOrStderr()
 	var worst drift.Severity
 	found, blind, accepted := false, false, 0
 	var runtimeless []string
