@@ -209,7 +209,7 @@ func (b *bounded) Read(to []byte) (int, error) {
 	if b.left <= 0 {
 		return 0, errors.New("it has said more than anybody is to say")
 	}
-	n, err := b.Conn.Read(to)
+	n, err := b.Conn.Read(to[:min(int64(len(to)), b.left)])
 	b.left -= int64(n)
 	return n, err
 }

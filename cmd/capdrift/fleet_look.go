@@ -76,10 +76,13 @@ func (s *podSpecs) complete(ctx context.Context, node string, report *drift.Repo
 		return nil
 	}
 	report.Expectations = drift.Expect(report.Node, *report.Runtime, nil, drift.Given{}, report.Containers)
+	known := make(map[string]bool, len(report.Findings))
+	for _, finding := range report.Findings {
+		known[finding.ID] = true
+	}
 	for _, c := range report.Containers {
 		for _, finding := range drift.Hops(report.Node, report.Expectations, c) {
-			known := slices.ContainsFunc(report.Findings, func(f drift.Finding) bool { return f.ID == finding.ID })
-			if finding.From == drift.LayerPod && !known {
+			if finding.From == drift.LayerPod && !known[finding.ID] {
 				found = append(found, finding)
 			}
 		}

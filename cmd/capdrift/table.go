@@ -204,31 +204,25 @@ type reason struct {
 
 func reasonOf(f drift.Finding) reason { return reason{f.Kind, f.Rule, f.Cause, f.Paste} }
 
-func countReason(findings []drift.Finding, why reason) (n int) {
-	for _, finding := range findings {
-		if why == reasonOf(finding) {
-			n++
-		}
-	}
-	return n
-}
-
 // explain says once for each reason what it means, by its first finding, and once
 // for all that need the same what to do.
 func (t table) explain(out *strings.Builder, findings []drift.Finding) {
 	var remedies []drift.Finding // one for each remedy
 	meanings := make(map[string][]string)
-	told := make(map[reason]bool)
+	counts := make(map[reason]int)
+	for _, finding := range findings {
+		counts[reasonOf(finding)]++
+	}
 	for _, finding := range findings {
 		why := reasonOf(finding)
-		if told[why] {
-			continue
+		if counts[why] == 0 {
+			continue // it was told
 		}
-		told[why] = true
 		others := ""
-		if n := countReason(findings, why) - 1; n > 0 {
+		if n := counts[why] - 1; n > 0 {
 			others = fmt.Sprintf(" (and %d more)", n)
 		}
+		delete(counts, why)
 		key := finding.Remedy + finding.Paste
 		if meanings[key] == nil {
 			remedies = append(remedies, finding)
