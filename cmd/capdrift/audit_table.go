@@ -292,7 +292,7 @@ func (t auditTable) accepted(a audit, results []policy.Result) string {
 	}
 	for _, f := range a.Findings {
 		if f.Excepted != nil {
-			container, _ := name(a.report, f.Finding)
+			container := containerOf(f.Finding)
 			if f.Pod != nil {
 				container = podOf(f.Pod) + "/" + container
 			}

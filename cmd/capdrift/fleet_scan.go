@@ -126,8 +126,9 @@ func (o *scanOptions) writeRows(w io.Writer, answers []answered[drift.Report]) e
 // not seen.
 func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 	type at struct {
-		report  *drift.Report
-		finding drift.Finding
+		node      string
+		processes map[processKey]string
+		finding   drift.Finding
 	}
 	var out strings.Builder
 	var loud []at
@@ -138,9 +139,10 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 		if !t.noHeaders {
 			fmt.Fprintln(&out, heading(answers[i].said))
 		}
+		processes := processNames(answers[i].said)
 		for _, finding := range answers[i].said.Findings {
 			if isLoud(finding) {
-				loud = append(loud, at{&answers[i].said, finding})
+				loud = append(loud, at{answers[i].node, processes, finding})
 			}
 		}
 	}
@@ -152,7 +154,7 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 		writer := t.newWriter(append(pretty.Row{"node"}, findingsHeader()...))
 		var findings []drift.Finding
 		for _, one := range loud {
-			writer.AppendRow(append(pretty.Row{printable(one.report.Node.Name)}, t.finding(*one.report, one.finding)...))
+			writer.AppendRow(append(pretty.Row{printable(one.node)}, t.finding(one.processes, one.finding)...))
 			findings = append(findings, one.finding)
 		}
 		fmt.Fprintf(&out, "%s\n\n", trimLines(writer.Render()))

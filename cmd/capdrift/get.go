@@ -300,8 +300,7 @@ func (s subject) pod() *drift.Pod {
 // called is what people call the container, or the finding's one.
 func (s subject) called() string {
 	if s.finding != nil {
-		container, _ := name(drift.Report{}, *s.finding)
-		return container
+		return containerOf(*s.finding)
 	}
 	switch {
 	case s.container.Name != "":

@@ -84,9 +84,9 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 	}
 	slices.SortStableFunc(findings, func(a, b drift.Finding) int { return worst[podOf(a.Pod)] - worst[podOf(b.Pod)] })
 
-	writer := t.newWriter(findingsHeader())
+	writer, names := t.newWriter(findingsHeader()), processNames(report)
 	for _, finding := range findings {
-		writer.AppendRow(t.finding(report, finding))
+		writer.AppendRow(t.finding(names, finding))
 	}
 	return trimLines(writer.Render())
 }
@@ -95,8 +95,8 @@ func findingsHeader() pretty.Row {
 	return pretty.Row{"severity", "pod", "container", "pid", "process", "hop", "finding", "capabilities"}
 }
 
-func (t table) finding(report drift.Report, finding drift.Finding) pretty.Row {
-	container, process := name(report, finding)
+func (t table) finding(processes map[processKey]string, finding drift.Finding) pretty.Row {
+	container, process := containerOf(finding), processes[processKey{finding.ContainerID, finding.PID}]
 	pid := ""
 	if finding.PID != 0 {
 		pid = strconv.Itoa(finding.PID)
@@ -147,26 +147,32 @@ func (t table) severity(s drift.Severity) string {
 	return "\x1b[" + strconv.Itoa(int(colors[s])) + "m" + s.String() + "\x1b[0m"
 }
 
-// name returns what to call the finding's container and process.
-func name(report drift.Report, finding drift.Finding) (container, process string) {
-	container = printable(finding.Container)
+// containerOf is what to call the finding's container.
+func containerOf(finding drift.Finding) string {
 	switch {
 	case finding.ContainerID == "" && finding.Layer == drift.LayerOCI: // all of a runtime handler
-		container = "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
-	case container == "":
-		container = shortID(finding.ContainerID)
+		return "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
+	case finding.Container == "":
+		return shortID(finding.ContainerID)
 	}
+	return printable(finding.Container)
+}
+
+// processKey is a process by its container's id.
+type processKey struct {
+	container string
+	pid       int
+}
+
+// processNames are what to call the report's processes.
+func processNames(report drift.Report) map[processKey]string {
+	names := make(map[processKey]string)
 	for _, c := range report.Containers {
-		if c.ID != finding.ContainerID {
-			continue
-		}
 		for _, p := range c.Processes {
-			if p.PID == finding.PID {
-				process = printable(p.Name)
-			}
+			names[processKey{c.ID, p.PID}] = printable(p.Name)
 		}
 	}
-	return container, process
+	return names
 }
 
 func podOf(pod *drift.Pod) string {
