@@ -50,6 +50,9 @@ type sample struct {
 	at    time.Time
 	asked time.Time // when the runtime was asked what it runs
 	found []drift.Finding
+	// threads tells whether the look read them: else what is found of one is what an
+	// earlier look read.
+	threads bool
 	// covers tells whether the look would have found this one, if it were still
 	// there: only then is its absence an end.
 	covers func(drift.Finding) bool
@@ -96,7 +99,8 @@ func (l *ledger) take(s sample) []Change {
 // and of a container that nobody named, when the runtime was asked after it was seen.
 // Until it has answered, it may be one that has just started.
 func (s sample) confirms(suspect suspicion, after time.Duration) bool {
-	return s.at.Sub(suspect.since) >= after && (suspect.Kind != drift.UnmanagedContainer || s.asked.After(suspect.since))
+	return s.at.Sub(suspect.since) >= after && (suspect.TID == 0 || s.threads) &&
+		(suspect.Kind != drift.UnmanagedContainer || s.asked.After(suspect.since))
 }
 
 // certain tells whether one look is enough: what is harmless, and what only specs

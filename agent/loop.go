@@ -98,8 +98,8 @@ type state struct {
 	failure      error // of the last list
 	containers   map[string]*drift.Container
 	sweep        drift.Sweep // the last one's counts and limits
-	threadsAt    time.Time   // when threads are read next
-	wholeAt      time.Time   // when everybody is read next, also who was at rest
+	threadsAt    time.Time   // when threads were read last
+	wholeAt      time.Time   // when everybody was, also who was at rest; zero where it is due
 	threadLooks  int         // how often they were
 	missed       int         // processes that nobody could read, since the last sweep
 	follow       []drift.Limit
@@ -372,13 +372,10 @@ func sameInventory(s *state, told drift.Inventory) bool {
 func (l *Loop) look(ctx context.Context, awaited bool) {
 	s := &l.state
 	started := l.Now()
-	whole := !started.Before(s.wholeAt)
-	if whole {
-		s.threadsAt, s.wholeAt = time.Time{}, started.Add(wholeLook*l.Cadence.Threads)
-	}
+	whole := started.Sub(s.wholeAt) >= wholeLook*l.Cadence.Threads
 	host, threads := l.Host, l.Threads == nil
-	if l.Threads != nil && !started.Before(s.threadsAt) {
-		host, threads, s.threadsAt = l.Threads, true, started.Add(l.Cadence.Threads)
+	if l.Threads != nil && (whole || started.Sub(s.threadsAt) >= l.Cadence.Threads) {
+		host, threads = l.Threads, true
 	}
 	given := slices.Clone(s.listed)
 	for i := range given {
@@ -398,6 +395,12 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	if err != nil {
 		l.publish(changes)
 		return
+	}
+	if whole {
+		s.wholeAt = started
+	}
+	if threads {
+		s.threadsAt = started
 	}
 	judgeAll := !sameNode(s.node, node)
 	s.node, s.nodeLimits = node, limits
@@ -423,8 +426,10 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	candidates := l.except(l.judge())
 	s.takenAt, s.took = started, l.Now().Sub(started)
 	changes = append(changes, s.ledger.take(sample{
-		at: l.Now(), asked: s.askedAt, found: candidates,
-		covers: func(f drift.Finding) bool { return (f.TID == 0 || threads) && l.covers(f) },
+		at: l.Now(), asked: s.askedAt, found: candidates, threads: threads,
+		covers: func(f drift.Finding) bool {
+			return (f.TID == 0 || threads && sweep.Threads.Skipped == 0) && l.covers(f)
+		},
 	})...)
 	l.rereadSuspects()
 	if s.rules.policy != nil {
@@ -780,6 +785,11 @@ func (l *Loop) view(open []drift.Finding) View {
 	if s.failure != nil {
 		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
 			What: "what was declared for containers since the runtime answered last", Why: s.failure.Error(), Blind: true,
+		})
+	}
+	if look, known := s.components["proc"]; known && !look.OK {
+		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
+			What: "what changed since " + report.TakenAt.Format(time.RFC3339), Why: "looking at the node fails: " + look.Why, Blind: true,
 		})
 	}
 	if s.missed > 0 {

@@ -66,6 +66,7 @@ type machine struct {
 	unwritten error
 	sweeps    int
 	looks     int // at memberships
+	unswept   error
 	attended  []string
 	starting  []string
 }
@@ -100,7 +101,7 @@ func (m *machine) Sweep(_ context.Context, given []drift.Container) (drift.Sweep
 	for i := range given {
 		given[i].Processes = slices.Clone(m.processes[given[i].ID])
 	}
-	return drift.Sweep{Containers: given}, nil
+	return drift.Sweep{Containers: given}, m.unswept
 }
 
 func (m *machine) Inventory(context.Context) (drift.Inventory, error) {
@@ -707,5 +708,109 @@ func TestTheRuntimeIsAskedBeforeAStrangerIsTold(t *testing.T) {
 	})
 	if story := m.story(); story != nil {
 		t.Errorf("the journal has %q", story)
+	}
+}
+
+// flashing is a machine of which the first looks at threads show one that holds too much.
+// Those after them leave some threads out.
+type flashing struct {
+	*machine
+	looks *int
+	shown int
+}
+
+func (h flashing) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := h.machine.Sweep(ctx, given)
+	h.change(func() {
+		if *h.looks++; *h.looks <= h.shown {
+			sweep.Containers[0].Processes[0].Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Bounding: bind, Permitted: sysAdmin}}}
+		} else {
+			sweep.Threads.Skipped = 5
+		}
+	})
+	return sweep, err
+}
+
+// TestOneLookAtThreadsIsOne: what it showed is kept, and does not confirm itself.
+func TestOneLookAtThreadsIsOne(t *testing.T) {
+	m, c := newMachine(), newClock()
+	looks := 0
+	loop := running(t, m, c, func(l *agent.Loop) { l.Threads = flashing{m, &looks, 1} })
+	m.change(func() {
+		m.container = append(m.container, drift.Container{ID: "c2", Declared: m.container[0].Declared})
+	})
+	passes(t, c, "a look without threads, for what is new", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers) == 2
+	})
+	m.change(func() {
+		if looks != 1 {
+			t.Fatalf("threads were read %d times", looks)
+		}
+	})
+	if got, story := openKinds(loop), m.story(); got != nil || story != nil {
+		t.Errorf("open %q, journal %q", got, story)
+	}
+}
+
+// TestThreadsThatAreLeftOutAreNotOver: a look that did not read all threads ends nothing
+// about one.
+func TestThreadsThatAreLeftOutAreNotOver(t *testing.T) {
+	m, c := newMachine(), newClock()
+	looks := 0
+	loop := running(t, m, c, func(l *agent.Loop) { l.Threads = flashing{m, &looks, 2} })
+	passes(t, c, "it is open", func() bool { return slices.Equal(openKinds(loop), []string{"thread_excess"}) })
+	passes(t, c, "some are left out", func() bool {
+		view, _ := loop.View()
+		return view.Report.Coverage.Threads.Skipped > 0
+	})
+	if got := openKinds(loop); len(got) != 1 {
+		t.Errorf("open %q, journal %q", got, m.story())
+	}
+}
+
+// TestALookThatFailsIsNone: what is told after it is said to be old, and whoever was to
+// be read is read by the next.
+func TestALookThatFailsIsNone(t *testing.T) {
+	m, c := newMachine(), newClock()
+	var given []string
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host, l.Threads = noted{m, "leaders", &given}, noted{m, "all", &given} })
+	m.change(func() { m.unswept = errors.New("too many open files") })
+	view, err := loop.Scan(t.Context())
+	if err != nil || view.Report.Coverage.Complete {
+		t.Errorf("it says that all is seen: %+v, %v", view.Report.Coverage, err)
+	}
+	m.change(func() { m.unswept, given = nil, nil })
+	passes(t, c, "it looks again", func() bool {
+		view, _ := loop.View()
+		return view.Report.Coverage.Complete
+	})
+	m.change(func() {
+		if given[0] != "all 0" {
+			t.Errorf("the look after one that failed: %q", given)
+		}
+	})
+}
+
+// TestCadencesCountFromTheLastLook: one that is made shorter does not wait for the longer
+// one to end.
+func TestCadencesCountFromTheLastLook(t *testing.T) {
+	m, c := newMachine(), newClock()
+	var given []string
+	loop := running(t, m, c, func(l *agent.Loop) {
+		l.Host, l.Threads = noted{m, "leaders", &given}, noted{m, "all", &given}
+		l.Cadence.Threads = 24 * time.Hour
+	})
+	if err := loop.Configure(t.Context(), agent.DefaultCadence(), drift.Given{}); err != nil {
+		t.Fatal(err)
+	}
+	began := c.Now()
+	passes(t, c, "threads are looked at", func() bool {
+		var what string
+		m.change(func() { what = given[len(given)-1] })
+		return what == "all 1"
+	})
+	if took := c.Now().Sub(began); took > time.Hour {
+		t.Errorf("after %v", took)
 	}
 }

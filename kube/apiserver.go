@@ -160,12 +160,15 @@ func codecs() runtime.NegotiatedSerializer {
 }
 
 // bounded bounds every answer but that of a watch, which has no end.
-type bounded struct{ http.RoundTripper }
+type bounded struct {
+	http.RoundTripper
+	most int64
+}
 
 func (b bounded) RoundTrip(request *http.Request) (*http.Response, error) {
 	answer, err := b.RoundTripper.RoundTrip(request)
 	if err == nil && !request.URL.Query().Has("watch") {
-		answer.Body = http.MaxBytesReader(nil, answer.Body, maxAnswer)
+		answer.Body = http.MaxBytesReader(nil, answer.Body, b.most)
 	}
 	return answer, err
 }

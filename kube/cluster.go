@@ -35,7 +35,9 @@ type Cluster struct {
 	source  string
 }
 
-// aPage is how many objects are asked for at once: some megabytes of pods.
+// aPage is how many objects are asked for at once: some megabytes of pods. Where an
+// answer is too large for its bound, because somebody made his as large as they can be,
+// the next is of an eighth as many.
 const aPage = 500
 
 // NewCluster reads the configuration. It asks nothing yet.
@@ -129,9 +131,12 @@ func (c *Cluster) ask(ctx context.Context, q question, o metav1.ListOptions, int
 // explain says what to do about an error that is not about one right or one thing.
 func (c *Cluster) explain(ctx context.Context, err error) error {
 	var wrapped *url.Error
+	var tooLong *http.MaxBytesError
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.As(err, &tooLong):
+		err = fmt.Errorf("the answer is %w: more than %d MiB", ErrTooLarge, maxAnswer>>20)
 	case errors.Is(err, context.DeadlineExceeded):
 		err = fmt.Errorf("no answer within %v; give it more time with --request-timeout", c.timeout)
 	case apierrors.IsUnauthorized(err):
@@ -178,7 +183,12 @@ func list[T any](ctx context.Context, c *Cluster, q question, o metav1.ListOptio
 			} `json:"metadata"`
 			Items []T `json:"items"`
 		}
-		if err := c.ask(ctx, q, o, &page); err != nil {
+		err := c.ask(ctx, q, o, &page)
+		switch {
+		case errors.Is(err, ErrTooLarge) && o.Limit > 1:
+			o.Limit = max(o.Limit/8, 1)
+			continue
+		case err != nil:
 			return err
 		}
 		for _, item := range page.Items {
@@ -273,7 +283,7 @@ func connect(config *rest.Config) (*rest.RESTClient, *http.Client, error) {
 	config.WarningHandler = rest.NoWarnings{}
 	config.Timeout = 0 // it would end a watch
 	plain := rest.CopyConfig(config)
-	plain.Wrap(func(inner http.RoundTripper) http.RoundTripper { return bounded{inner} })
+	plain.Wrap(func(inner http.RoundTripper) http.RoundTripper { return bounded{inner, maxAnswer} })
 	client, err := rest.HTTPClientFor(plain)
 	if err != nil {
 		return nil, nil, unusable(err)

@@ -152,6 +152,27 @@ func TestNodes(t *testing.T) {
 	}
 }
 
+// TestLargePodsHideNobody: who makes pods as large as they can be keeps no other from
+// being listed.
+func TestLargePodsHideNobody(t *testing.T) {
+	leakless(t)
+	known := &fake.Cluster{}
+	large := strings.Repeat("x", 8<<10)
+	for _, name := range []string{"a", "b", "c"} {
+		known.Put("pods", fake.Object{"metadata": fake.Object{"namespace": "shop", "name": name, "annotations": fake.Object{"large": large}}})
+	}
+	cluster := clusterOf(t, known)
+	cluster.http.Transport = bounded{cluster.http.Transport, 12 << 10}
+	pods, err := cluster.Pods(t.Context(), "shop", "")
+	if err != nil || len(pods.Specs) != 3 {
+		t.Fatalf("%d pods, %v", len(pods.Specs), err)
+	}
+	known.Put("pods", fake.Object{"metadata": fake.Object{"namespace": "shop", "name": "d", "annotations": fake.Object{"large": large + large}}})
+	if _, err := cluster.Pods(t.Context(), "shop", ""); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestClusterNamesTheMissingRule: what to ask an administrator for.
 func TestClusterNamesTheMissingRule(t *testing.T) {
 	leakless(t)

@@ -64,15 +64,17 @@ func (c *Cluster) Dial(ctx context.Context, pod AgentPod) (net.Conn, error) {
 	done := make(chan answer, 1)
 	go func() { // what SPDY does on its way has no context
 		conn, err := c.forward(ctx, pod)
-		if err == nil && ctx.Err() != nil {
-			_ = conn.Close() // nobody waits for it any more
-		}
 		done <- answer{conn, err}
 	}()
 	select {
 	case a := <-done:
 		return a.conn, a.err
 	case <-ctx.Done():
+		go func() { // nobody waits for it any more
+			if late := <-done; late.err == nil {
+				_ = late.conn.Close()
+			}
+		}()
 		return nil, context.Cause(ctx)
 	}
 }

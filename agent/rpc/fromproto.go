@@ -17,7 +17,7 @@ import (
 // FromProtoReport puts a report together again. What an agent must tell and did
 // not is an error, never an empty value; parts of containers are joined.
 func FromProtoReport(look *v1.Look, containers []*v1.Container, findings []*v1.Finding) (drift.Report, error) {
-	if look.GetNode() == nil || look.GetCoverage() == nil || look.GetTakenAt() == nil {
+	if look.GetNode() == nil || look.GetCoverage() == nil || !look.GetTakenAt().IsValid() {
 		return drift.Report{}, errors.New("the agent's report names no node, time or coverage")
 	}
 	if look.Node.CapLastCap > uint32(capdecode.MaxCap) {
@@ -313,9 +313,9 @@ func name(text string, raw []byte) string {
 // list is never nil, so that its JSON is [].
 func list(of []string) []string { return append([]string{}, of...) }
 
-// when is the zero time for an absent moment.
+// when is the zero time for an absent moment, and for one that no calendar has.
 func when(m *timestamppb.Timestamp) time.Time {
-	if m == nil {
+	if !m.IsValid() {
 		return time.Time{}
 	}
 	return m.AsTime()

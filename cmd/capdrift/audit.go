@@ -182,7 +182,6 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	} else if a.report, err = o.report(cmd.Context()); err != nil {
 		return err
 	}
-	a.report.Findings = driftOf(a.report.Findings)
 	unjudged, err := o.judge(&a, time.Now())
 	if err != nil {
 		return err
@@ -236,6 +235,7 @@ func (o *auditOptions) policy() (*policy.Policy, error) {
 // is kept whole, whatever of it the filter was about. What became of exceptions is
 // told of the whole report: one is not unused because its containers are not shown.
 func (o *auditOptions) judge(a *audit, now time.Time) (unjudged string, err error) {
+	a.report.Findings = driftOf(a.report.Findings)
 	whole := a.report
 	kept, unjudged, err := o.matching.apply(whole, o.asks)
 	if err != nil {

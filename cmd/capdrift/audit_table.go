@@ -153,7 +153,7 @@ func (t auditTable) each(a audit, results []policy.Result) string {
 		if t.wide { // its rows stand in the order of its rules
 			ids, rules[one] = ids[:1], ids[1:]
 		}
-		writer.AppendRow(named(printable(nodes[one.container.ID]), pretty.Row{t.severity(one.severity), t.rules(ids), a.called(one.container), one.declared, one.actual, printable(one.text)}))
+		writer.AppendRow(named(printable(nodes[one.container]), pretty.Row{t.severity(one.severity), t.rules(ids), a.called(one.container), one.declared, one.actual, printable(one.text)}))
 	}
 	return trimLines(writer.Render())
 }
@@ -292,7 +292,7 @@ func (t auditTable) accepted(a audit, results []policy.Result) string {
 	}
 	for _, f := range a.Findings {
 		if f.Excepted != nil {
-			container, _ := name(a.report, f.Finding)
+			container := containerOf(f.Finding)
 			if f.Pod != nil {
 				container = podOf(f.Pod) + "/" + container
 			}

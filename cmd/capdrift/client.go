@@ -48,6 +48,7 @@ type clientOptions struct {
 	timeout    time.Duration
 
 	forward *forwarding // by which an agent in a cluster is reached; nil where agent says how
+	most    int64       // how many bytes are taken of the agent; 0 for no bound
 }
 
 // clientFlags are their names, but for --agent itself.
@@ -186,6 +187,9 @@ func (o *clientOptions) dial() (_ *client, err error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			conn, err := reach(ctx)
 			c.trouble.note(connecting, err)
+			if err == nil && o.most > 0 {
+				conn = &bounded{conn, o.most}
+			}
 			return conn, err
 		}))...)
 	if err != nil {
@@ -193,6 +197,21 @@ func (o *clientOptions) dial() (_ *client, err error) {
 	}
 	c.AgentServiceClient = v1.NewAgentServiceClient(c.conn)
 	return c, nil
+}
+
+// bounded is a connection on which only so much is heard.
+type bounded struct {
+	net.Conn
+	left int64
+}
+
+func (b *bounded) Read(to []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errors.New("it has said more than anybody is to say")
+	}
+	n, err := b.Conn.Read(to[:min(int64(len(to)), b.left)])
+	b.left -= int64(n)
+	return n, err
 }
 
 // way is how the agent is reached, and how the connection is secured.

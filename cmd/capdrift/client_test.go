@@ -355,6 +355,18 @@ func TestGetExplainsWhatRootCannotMeet(t *testing.T) {
 	}
 }
 
+// TestNobodyIsHeardForEver: an agent that goes on and on is one that does not answer.
+func TestNobodyIsHeardForEver(t *testing.T) {
+	leakless(t)
+	socket := agentSocketOf(t, newTold(shop()))
+	for most, want := range map[int64]string{mostSaid: "", 1000: "more than anybody is to say"} {
+		_, err := (&clientOptions{agent: socket, most: most}).scan(t.Context())
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("of %d bytes: %v", most, err)
+		}
+	}
+}
+
 func TestGetWaitsForTheFirstLook(t *testing.T) {
 	leakless(t)
 	feed := newTold(nil)

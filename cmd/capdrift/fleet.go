@@ -242,6 +242,10 @@ func (f *forwarding) unconnected(at step, cause error) error {
 	return err
 }
 
+// mostSaid bounds what is taken of one agent, for one command: the list of processes of
+// a node of a hundred thousand is half of it.
+const mostSaid = 64 << 20
+
 // answered is what one node said, or why it said nothing.
 type answered[T any] struct {
 	node string
@@ -282,7 +286,9 @@ func one[T any](ctx context.Context, f *fleet, m *member, question func(ctx cont
 	}
 	ctx, cancel := within(ctx, timeoutError{f.perNode, "--node-timeout"})
 	defer cancel()
-	c, err := m.agent.dial()
+	agent := m.agent
+	agent.most = mostSaid
+	c, err := agent.dial()
 	if err != nil {
 		a.why = err
 		return a
@@ -292,8 +298,13 @@ func one[T any](ctx context.Context, f *fleet, m *member, question func(ctx cont
 		a.why = c.explained(ctx, err)
 		return a
 	}
-	a.said, a.why = question(ctx, c)
-	if version := a.told.GetAgent().GetVersion(); a.why != nil && version != versionText() {
+	whole, err := question(ctx, c)
+	if err == nil {
+		a.said = whole
+		return a
+	}
+	a.why = err // half an answer is none
+	if version := a.told.GetAgent().GetVersion(); version != versionText() {
 		a.why = fmt.Errorf("%w (the agent is %s, this is %s)", a.why, said(version), versionText())
 	}
 	return a
@@ -367,22 +378,18 @@ type silentLine struct {
 	Error    string `json:"error"`
 }
 
-func formOf[T any](f *fleet, answers []answered[T], form func(answered[T]) (any, error)) (fleetForm, error) {
+func formOf[T any](f *fleet, answers []answered[T], form func(answered[T]) any) fleetForm {
 	all := fleetForm{Schema: fleetSchema, Complete: f.unlisted == nil, Nodes: []answerForm{}}
 	for _, a := range answers {
 		one := answerForm{NodeName: a.node}
 		if a.why != nil {
 			all.Complete, one.Error = false, a.why.Error()
 		} else {
-			said, err := form(a)
-			if err != nil {
-				return all, err
-			}
-			one.Answer = said
+			one.Answer = form(a)
 		}
 		all.Nodes = append(all.Nodes, one)
 	}
-	return all, nil
+	return all
 }
 
 func writeSilentLines(w io.Writer, list []silence) error {

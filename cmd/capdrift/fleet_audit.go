@@ -17,18 +17,11 @@ import (
 // overFleet has the agent of every node look, and puts the rules here to what they
 // saw: the agents know no pod specs, and need not know the rules.
 func (o *auditOptions) overFleet(cmd *cobra.Command, rules *policy.Policy) error {
-	limits, errs := o.fleet.client(), cmd.ErrOrStderr()
-	ctx, cancel := limits.within(cmd.Context())
-	defer cancel()
-	f, err := o.fleet.open(ctx, o.fleet.nodes)
+	f, reports, err := o.fleet.reports(cmd, o.namespace)
 	if err != nil {
 		return err
 	}
-	defer f.close()
-	reports, err := f.look(ctx, errs, o.namespace)
-	if err != nil {
-		return err
-	}
+	errs := cmd.ErrOrStderr()
 	now, answers := time.Now(), make([]answered[audit], len(reports))
 	var unjudged, runtimeless []string
 	for i, r := range reports {
@@ -90,12 +83,13 @@ func merged(rules *policy.Policy, answers []answered[audit]) audit {
 	return all
 }
 
-// nodesOf says on which node of a fleet each container is.
-func (a audit) nodesOf() map[string]string {
-	nodes := make(map[string]string)
+// nodesOf says on which node of a fleet each container is that was judged: an agent may
+// say any id.
+func (a audit) nodesOf() map[*drift.Container]string {
+	nodes := make(map[*drift.Container]string)
 	for _, report := range a.nodes {
-		for _, c := range report.Containers {
-			nodes[c.ID] = report.Node.Name
+		for i := range report.Containers {
+			nodes[&report.Containers[i]] = report.Node.Name
 		}
 	}
 	return nodes
@@ -104,11 +98,7 @@ func (a audit) nodesOf() map[string]string {
 func (o *auditOptions) writeFleet(w io.Writer, f *fleet, all audit, answers []answered[audit], list []silence) error {
 	switch o.output.format {
 	case "json":
-		form, err := formOf(f, answers, func(a answered[audit]) (any, error) { return a.said.published(), nil })
-		if err != nil {
-			return err
-		}
-		return writeJSON(w, form)
+		return writeJSON(w, formOf(f, answers, func(a answered[audit]) any { return a.said.published() }))
 	case "jsonl":
 		for _, a := range answers {
 			if a.why != nil {

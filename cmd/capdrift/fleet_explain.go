@@ -136,15 +136,29 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 	}
 	answers := make([]answered[[]page], len(reports))
 	explained := 0
+	which := "running container"
+	if o.container != "" {
+		which += " " + printable(o.container)
+	}
+	var unseen []string
 	for i, r := range reports {
-		answers[i] = answered[[]page]{node: r.node, told: r.told, why: r.why}
+		answers[i] = answered[[]page]{node: r.node, told: r.told, why: r.why, said: []page{}}
 		if r.why != nil {
 			continue
 		}
-		if answers[i].said, err = o.pages(r.said, pods, asked, packs); err != nil {
-			return err
+		for _, pod := range pods {
+			if pod.Node != r.node {
+				continue // whatever this agent says of it
+			}
+			its, err := o.pages(r.said, pod, asked, packs)
+			if err != nil {
+				return err
+			}
+			if answers[i].said = append(answers[i].said, its...); len(its) == 0 {
+				unseen = append(unseen, fmt.Sprintf("the agent of %s sees no %s of %s", printable(r.node), which, printable(pod.Namespace+"/"+pod.Name)))
+			}
+			explained += len(its)
 		}
-		explained += len(answers[i].said)
 	}
 	if err := o.write(cmd, f, answers); err != nil {
 		return err
@@ -153,12 +167,15 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 	if err := f.finish(errs, silent(answers)); err != nil {
 		return err
 	}
+	const most = 8
+	if more := len(unseen) - most; more > 0 {
+		unseen = append(unseen[:most], many(more, "more pod")+" likewise")
+	}
 	if explained == 0 {
-		which := "running container"
-		if o.container != "" {
-			which += " " + printable(o.container)
-		}
-		return fmt.Errorf("the agents of %s see no %s of %s", strings.Join(nodes, ", "), which, printable(named))
+		return errors.New(strings.Join(unseen, "; "))
+	}
+	for _, pod := range unseen {
+		fmt.Fprintln(errs, "capdrift: warning:", pod)
 	}
 	return nil
 }
@@ -191,11 +208,10 @@ func (o *explainFleetOptions) pods(ctx context.Context, named string) ([]kube.Po
 	return pods, nil
 }
 
-// pages explains the pods' containers of one node.
-func (o *explainFleetOptions) pages(report drift.Report, pods []kube.PodRef, asked capdecode.Set, packs []policy.Pack) (pages []page, err error) {
+// pages explains the containers of a pod.
+func (o *explainFleetOptions) pages(report drift.Report, pod kube.PodRef, asked capdecode.Set, packs []policy.Pack) (pages []page, err error) {
 	for _, c := range report.Containers {
-		its := !c.Sandbox && c.Pod != nil && (o.container == "" || c.Name == o.container) &&
-			slices.ContainsFunc(pods, func(pod kube.PodRef) bool { return pod.Namespace == c.Pod.Namespace && pod.Name == c.Pod.Name })
+		its := !c.Sandbox && c.Pod != nil && (o.container == "" || c.Name == o.container) && pod.Namespace == c.Pod.Namespace && pod.Name == c.Pod.Name
 		if !its {
 			continue
 		}
@@ -207,20 +223,15 @@ func (o *explainFleetOptions) pages(report drift.Report, pods []kube.PodRef, ask
 		}
 		pages = append(pages, one)
 	}
-	slices.SortFunc(pages, func(a, b page) int {
-		return strings.Compare(podOf(a.Container.Pod)+"/"+a.Container.Name, podOf(b.Container.Pod)+"/"+b.Container.Name)
-	})
+	slices.SortFunc(pages, func(a, b page) int { return strings.Compare(a.Container.Name, b.Container.Name) })
 	return pages, nil
 }
 
 func (o *explainFleetOptions) write(cmd *cobra.Command, f *fleet, answers []answered[[]page]) error {
 	w := cmd.OutOrStdout()
 	if o.format != "text" {
-		form, err := formOf(f, answers, func(a answered[[]page]) (any, error) { return a.said, nil })
-		switch {
-		case err != nil:
-			return err
-		case o.format == "json":
+		form := formOf(f, answers, func(a answered[[]page]) any { return a.said })
+		if o.format == "json" {
 			return writeJSON(w, form)
 		}
 		return writeYAML(w, form)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -15,8 +14,9 @@ import (
 	"github.com/capdrift/capdrift/drift"
 )
 
-// holdings is what one agent lists.
+// holdings is what one agent lists, or says of itself and its node.
 type holdings struct {
+	node     agentNode
 	items    []subject
 	accepted int          // findings, by exceptions
 	position *v1.Position // of the last page
@@ -45,6 +45,9 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 	var undecided unjudged
 	accepted := 0
 	for i := range answers {
+		if a := &answers[i]; resource == "node" && a.why == nil {
+			a.said.node, a.why = nodeOf(a.told)
+		}
 		accepted += answers[i].said.accepted
 		for j := range answers[i].said.items {
 			answers[i].said.items[j].node = answers[i].node
@@ -84,12 +87,7 @@ func (o *getOptions) listing(ctx context.Context, c *client, resource, name stri
 	}
 	q := question{client: c, filter: o.filter, namespace: o.namespace, view: viewFor(o.format)}
 	if name != "" {
-		item, err := q.one(ctx, resource, name)
-		var none noSuchError
-		if errors.As(err, &none) {
-			return l, nil
-		}
-		l.items = []subject{item}
+		l.items, err = q.named(ctx, resource, name)
 		return l, err
 	}
 	l.position, err = q.each(ctx, resource, func(item subject) error {
@@ -146,22 +144,19 @@ func oneOf(answers []answered[holdings], resource, name string, silent int) erro
 func (o *getOptions) writeFleet(f *fleet, out getWriter, errs io.Writer, resource, name string, answers []answered[holdings]) error {
 	switch o.format {
 	case "json", "yaml":
-		form, err := formOf(f, answers, func(a answered[holdings]) (any, error) {
+		form := formOf(f, answers, func(a answered[holdings]) any {
 			switch {
 			case resource == "node":
-				return nodeOf(a.told)
+				return a.said.node
 			case name == "":
 				o.sort(resource, a.said.items)
-				return listOf(resource, a.said.items, a.said.accepted, a.said.position), nil
+				return listOf(resource, a.said.items, a.said.accepted, a.said.position)
 			case len(a.said.items) == 0: // it is on another one
-				return nil, nil
+				return nil
 			}
-			return lineOf(a.said.items[0]), nil
+			return lineOf(a.said.items[0])
 		})
-		switch {
-		case err != nil:
-			return err
-		case o.format == "yaml":
+		if o.format == "yaml" {
 			return writeYAML(out, form)
 		}
 		return writeJSON(out, form)
@@ -200,7 +195,7 @@ func (o *getOptions) writeLines(out getWriter, resource string, a answered[holdi
 	}
 	out.Writer = naming{out.Writer, a.node}
 	if resource == "node" {
-		return out.node(a.told)
+		return writeJSONLine(out, a.said.node)
 	}
 	if o.sortBy != "" {
 		o.sort(resource, a.said.items)
@@ -217,10 +212,6 @@ func (w getWriter) fleetNodes(answers []answered[holdings]) error {
 		if a.why != nil {
 			continue
 		}
-		node, err := nodeOf(a.told)
-		if err != nil {
-			return err
-		}
 		if w.format == "name" {
 			if _, err := fmt.Fprintf(w, "node/%s\n", printable(a.node)); err != nil {
 				return err
@@ -228,8 +219,8 @@ func (w getWriter) fleetNodes(answers []answered[holdings]) error {
 			continue
 		}
 		var row pretty.Row
-		last = node
-		header, row = w.nodeRow(node)
+		last = a.said.node
+		header, row = w.nodeRow(last)
 		row[0] = printable(a.node)
 		rows = append(rows, append(row, sees(a.told)))
 	}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"slices"
 
+	"github.com/spf13/cobra"
+
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -74,10 +76,13 @@ func (s *podSpecs) complete(ctx context.Context, node string, report *drift.Repo
 		return nil
 	}
 	report.Expectations = drift.Expect(report.Node, *report.Runtime, nil, drift.Given{}, report.Containers)
+	known := make(map[string]bool, len(report.Findings))
+	for _, finding := range report.Findings {
+		known[finding.ID] = true
+	}
 	for _, c := range report.Containers {
 		for _, finding := range drift.Hops(report.Node, report.Expectations, c) {
-			known := slices.ContainsFunc(report.Findings, func(f drift.Finding) bool { return f.ID == finding.ID })
-			if finding.From == drift.LayerPod && !known {
+			if finding.From == drift.LayerPod && !known[finding.ID] {
 				found = append(found, finding)
 			}
 		}
@@ -91,6 +96,20 @@ func limit(report *drift.Report, limits ...drift.Limit) {
 	if slices.ContainsFunc(limits, func(l drift.Limit) bool { return l.Blind }) {
 		report.Coverage.Complete = false
 	}
+}
+
+// reports are what the agents of all nodes, or of those that --node names, see now.
+func (o *fleetOptions) reports(cmd *cobra.Command, namespace string) (*fleet, []answered[drift.Report], error) {
+	limits := o.client()
+	ctx, cancel := limits.within(cmd.Context())
+	defer cancel()
+	f, err := o.open(ctx, o.nodes)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.close()
+	reports, err := f.look(ctx, cmd.ErrOrStderr(), namespace)
+	return f, reports, err
 }
 
 // look has every agent look now, and joins what they saw with the pod specs. Where

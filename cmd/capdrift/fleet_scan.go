@@ -17,18 +17,11 @@ import (
 // overFleet has the agent of every node look, and judges and prints what they saw
 // as run does what one did.
 func (o *scanOptions) overFleet(cmd *cobra.Command) error {
-	limits, errs := o.fleet.client(), cmd.ErrOrStderr()
-	ctx, cancel := limits.within(cmd.Context())
-	defer cancel()
-	f, err := o.fleet.open(ctx, o.fleet.nodes)
+	f, answers, err := o.fleet.reports(cmd, o.namespace)
 	if err != nil {
 		return err
 	}
-	defer f.close()
-	answers, err := f.look(ctx, errs, o.namespace)
-	if err != nil {
-		return err
-	}
+	errs := cmd.ErrOrStderr()
 	var worst drift.Severity
 	found, blind, accepted := false, false, 0
 	var runtimeless []string
@@ -80,11 +73,8 @@ func (o *scanOptions) overFleet(cmd *cobra.Command) error {
 func (o *scanOptions) writeFleet(w io.Writer, f *fleet, answers []answered[drift.Report]) error {
 	switch o.output.format {
 	case "json", "yaml":
-		form, err := formOf(f, answers, func(a answered[drift.Report]) (any, error) { return a.said, nil })
-		switch {
-		case err != nil:
-			return err
-		case o.output.format == "yaml":
+		form := formOf(f, answers, func(a answered[drift.Report]) any { return a.said })
+		if o.output.format == "yaml" {
 			return writeYAML(w, form)
 		}
 		return writeJSON(w, form)
@@ -136,8 +126,9 @@ func (o *scanOptions) writeRows(w io.Writer, answers []answered[drift.Report]) e
 // not seen.
 func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 	type at struct {
-		report  *drift.Report
-		finding drift.Finding
+		node      string
+		processes map[processKey]string
+		finding   drift.Finding
 	}
 	var out strings.Builder
 	var loud []at
@@ -148,9 +139,10 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 		if !t.noHeaders {
 			fmt.Fprintln(&out, heading(answers[i].said))
 		}
+		processes := processNames(answers[i].said)
 		for _, finding := range answers[i].said.Findings {
 			if isLoud(finding) {
-				loud = append(loud, at{&answers[i].said, finding})
+				loud = append(loud, at{answers[i].node, processes, finding})
 			}
 		}
 	}
@@ -162,7 +154,7 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 		writer := t.newWriter(append(pretty.Row{"node"}, findingsHeader()...))
 		var findings []drift.Finding
 		for _, one := range loud {
-			writer.AppendRow(append(pretty.Row{printable(one.report.Node.Name)}, t.finding(*one.report, one.finding)...))
+			writer.AppendRow(append(pretty.Row{printable(one.node)}, t.finding(one.processes, one.finding)...))
 			findings = append(findings, one.finding)
 		}
 		fmt.Fprintf(&out, "%s\n\n", trimLines(writer.Render()))

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/drift"
@@ -207,7 +211,7 @@ func TestFleetJoinsPodSpecs(t *testing.T) {
 	if got, _ := kinds(); !slices.Equal(got, []string{"cri_mismatch nginx", "unmanaged_container log"}) {
 		t.Errorf("a container that its pod's spec does not have: got %v", got)
 	}
-	c.Forbidden["pods"] = true
+	c.Forbid("pods", true)
 	if _, stderr, status := capture(t, c.args("scan")...); status != 1 || !strings.Contains(stderr, "verbs: [list]") {
 		t.Errorf("status %d, %s", status, stderr)
 	}
@@ -218,6 +222,7 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 	c := fleetOfThree(t)
 	c.agent("worker-3", "agent-worker-3") // in which nobody listens
 	empty := newCluster(t, map[string]*told{"worker-1": nil})
+	begins := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(nil)})
 	for name, row := range map[string]struct {
 		on     *cluster
 		args   string
@@ -238,6 +243,8 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 		"no such workload":         {c, "explain deploy/none", "", 1, "there is no deployment none in namespace shop"},
 		"no such container":        {c, "get container none --allow-missing", "", 1, "there is no container none on 2 nodes (and 1 node did not answer); kubectl capdrift get containers lists them"},
 		"on two nodes":             {c, "get container db --allow-missing", "", 1, "2 containers are called db: data/db-0/db"},
+		"not looked yet":           {begins, "get container none -o json", "", 1, "there is no container none on 1 node (and 1 node did not answer)"},
+		"two on one node":          {c, "get container web-0", "", 1, "2 containers are called web-0: shop/web-0/log"},
 		"no such context":          {c, "get nodes --context none", "", 1, "the kubeconfig"},
 		"no such file":             {c, "get nodes --kubeconfig /none", "", 1, "/none"},
 
@@ -250,9 +257,9 @@ func TestFleetErrorsNameTheNextMove(t *testing.T) {
 		"an agent's own flag": {c, "get nodes --agent x", "", 2, "see 'kubectl capdrift get --help'"},
 		"a look's own flag":   {c, "scan --host-root /", "", 2, "see 'kubectl capdrift scan --help'"},
 	} {
-		row.on.Forbidden[row.forbid] = true
+		row.on.Forbid(row.forbid, true)
 		stdout, stderr, status := capture(t, row.on.args(strings.Fields(row.args)...)...)
-		delete(row.on.Forbidden, row.forbid)
+		row.on.Forbid(row.forbid, false)
 		if status != row.status || !strings.Contains(strings.Join(strings.Fields(stdout+stderr), " "), row.says) {
 			t.Errorf("%s: status %d, %s%s; want %d and %q", name, status, stdout, stderr, row.status, row.says)
 		}
@@ -276,6 +283,28 @@ func TestFleetDoesNotWaitForOne(t *testing.T) {
 	}
 	if _, stderr, status := capture(t, c.args("scan", "--node", "worker-2", "--timeout", "1s")...); status != 1 || !strings.Contains(stderr, "did not answer") {
 		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+// TestFleetDoesNotFailForOne: nor does one that talks nonsense keep the others from being
+// heard.
+func TestFleetDoesNotFailForOne(t *testing.T) {
+	leakless(t)
+	odd := another()
+	odd.Node.CapLastCap = 200
+	late := another() // later than JSON can say
+	late.TakenAt = time.Date(20_000, 1, 1, 0, 0, 0, 0, time.UTC)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(odd), "worker-3": newTold(late)})
+	for _, form := range []string{"json", "jsonl", "yaml"} {
+		if stdout, stderr, status := capture(t, c.args("scan", "-o", form, "--node", "worker-1", "--node", "worker-3")...); status != 1 || !strings.Contains(stdout, shop().Containers[0].ID) || !strings.Contains(stdout, "the agent's report names no node, time or coverage") {
+			t.Errorf("%s: status %d, %s", form, status, stderr)
+		}
+	}
+	for _, form := range []string{"table", "json", "jsonl", "yaml"} {
+		stdout, stderr, status := capture(t, c.args("get", "nodes", "-o", form)...)
+		if status != 1 || !strings.Contains(stdout, "6.18.44") || !strings.Contains(stdout, "the agent's last capability is 200") || !strings.Contains(stderr, "2 of 3 nodes did not answer") {
+			t.Errorf("%s: status %d, %s%s", form, status, stdout, stderr)
+		}
 	}
 }
 
@@ -363,7 +392,7 @@ func TestFleetWatchEnds(t *testing.T) {
 	if _, stderr, status := capture(t, c.args("watch", "--filter", "finding.severty == 1")...); status != exitUsage || !strings.Contains(stderr, "--filter: column 9") {
 		t.Errorf("status %d, %s", status, stderr)
 	}
-	c.Forbidden["pods/portforward"] = true
+	c.Forbid("pods/portforward", true)
 	if _, stderr, status := capture(t, c.args("watch", "--node", "worker-1")...); status != exitFailed || !strings.Contains(stderr, "resources: [pods/portforward]") {
 		t.Errorf("status %d, %s", status, stderr)
 	}
@@ -412,5 +441,143 @@ func TestNamingKeepsLines(t *testing.T) {
 	var line struct{ NodeName, Schema string }
 	if err := json.Unmarshal([]byte(out.String()), &line); err != nil || line.NodeName != "a\"\x1b\u202e" || line.Schema != "s" || strings.Contains(out.String(), "\u202e") {
 		t.Errorf("%v, %s", err, out.String())
+	}
+}
+
+// TestFleetAuditJudgesByItsOwnRules: what the agents judge by their policy, and accept
+// by it, is nothing to an audit by other rules.
+func TestFleetAuditJudgesByItsOwnRules(t *testing.T) {
+	leakless(t)
+	report := shop()
+	report.Findings[0].Exception = "of-the-agent"
+	report.Findings = append(report.Findings, drift.Finding{
+		ID: "6666", Kind: drift.PolicyViolation, Severity: drift.Critical, ContainerID: report.Containers[0].ID, Rule: "of/the-agent", Declared: "pass", Actual: "fail",
+	})
+	c := newCluster(t, map[string]*told{"worker-1": newTold(report)})
+	stdout, stderr, status := capture(t, c.args("audit", "--pack", "dangerous", "-o", "json")...)
+	var all struct {
+		Nodes []struct {
+			Answer struct{ Findings []drift.Finding }
+		}
+	}
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || status != 0 {
+		t.Fatalf("status %d, %v, %s", status, err, stderr)
+	}
+	found := all.Nodes[0].Answer.Findings
+	if len(found) != 5 || strings.Contains(stdout, "of/the-agent") || strings.Contains(stdout, "of-the-agent") {
+		t.Errorf("%d findings, %s", len(found), stdout)
+	}
+}
+
+// soil ends every text that an agent can choose with what a terminal would obey.
+func soil(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		soil(v.Elem())
+	case reflect.Slice:
+		for i := range v.Len() {
+			soil(v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			soil(v.Field(i))
+		}
+	case reflect.String:
+		if !v.CanSet() {
+			return // a time's
+		}
+		switch v.Interface().(type) {
+		case drift.Observation, drift.Layer, drift.Relation: // numbers on the wire
+		default:
+			v.SetString(v.String() + "\x1b[2J\u202e\nforged")
+		}
+	}
+}
+
+// TestFleetObeysNoAgent: whatever an agent says, no terminal is told to do anything, and
+// no line begins with its words.
+func TestFleetObeysNoAgent(t *testing.T) {
+	leakless(t)
+	report := shop()
+	report.Coverage.Limits = []drift.Limit{{What: "all", Why: "nothing", Blind: true}}
+	report.Coverage.Complete = false
+	soil(reflect.ValueOf(report))
+	feed := newTold(nil)
+	feed.policy = &agent.PolicyStatus{Packs: []string{"cis"}, Since: report.TakenAt, Exceptions: []agent.ExceptionStatus{{Exception: agent.Exception{ID: "e"}, State: agent.ExceptionUnused}}}
+	soil(reflect.ValueOf(feed.policy))
+	part := agent.Component{Name: "proc", Why: "it fails"}
+	soil(reflect.ValueOf(&part))
+	feed.publish(*report, agent.Change{Kind: agent.StatusChanged, Component: &part})
+	c := newCluster(t, map[string]*told{"worker-1": feed})
+	pod := report.Containers[0].Pod
+	c.Put("pods", fake.Object{"metadata": fake.Object{"namespace": pod.Namespace, "name": pod.Name, "uid": pod.UID}, "spec": fake.Object{"nodeName": "worker-1"}, "status": fake.Object{"phase": "Running"}})
+	id := report.Containers[0].ID[:20]
+	for _, asked := range [][]string{
+		{"get", "nodes"}, {"get", "nodes", "-o", "wide"}, {"get", "nodes", "-o", "name"}, {"get", "nodes", "-o", "json"}, {"get", "nodes", "-o", "yaml"}, {"get", "node", "worker-1"},
+		{"get", "findings", "--show-excepted"}, {"get", "findings", "-o", "wide", "--show-excepted"}, {"get", "findings", "-o", "name", "--show-excepted"}, {"get", "findings", "-o", "jsonl"},
+		{"get", "containers"}, {"get", "containers", "-o", "wide"}, {"get", "containers", "-o", "name"}, {"get", "containers", "-o", "yaml"},
+		{"get", "container", id}, {"get", "container", "n"}, {"get", "containers", "--filter", "process.seccomp == 9"},
+		{"scan"}, {"scan", "--show-excepted"}, {"scan", "--wide", "--show-excepted"}, {"scan", "-o", "json"}, {"scan", "-o", "jsonl"}, {"scan", "-o", "yaml"}, {"scan", "-o", "csv"},
+		{"scan", "--filter", "process.seccomp == 9"},
+		{"audit"}, {"audit", "--wide"}, {"audit", "-o", "csv"}, {"audit", "-o", "sarif"}, {"audit", "-o", "junit"}, {"audit", "-o", "jsonl"}, {"audit", "--filter", "process.seccomp == 9"},
+		{"explain", pod.Name, "-n", pod.Namespace, "--pack", "cis"}, {"explain", pod.Name, "-n", pod.Namespace, "-o", "yaml"}, {"explain", pod.Name, "-n", pod.Namespace, "-c", "none"},
+		{"watch", "--timeout", "300ms", "--show-excepted"}, {"watch", "containers", "--timeout", "300ms"}, {"watch", "--timeout", "300ms", "-o", "jsonl"},
+	} {
+		stdout, stderr, _ := capture(t, c.args(asked...)...)
+		obeyed := "\x1b\u202e"
+		if slices.Contains(asked, "yaml") {
+			obeyed = "\x1b" // its writer takes U+202E for a letter
+		}
+		text := stdout + stderr
+		if at := strings.IndexAny(text, obeyed); text == "" || at >= 0 || strings.Contains(text, "\nforged") {
+			t.Errorf("%s: at %d:\n%q", strings.Join(asked, " "), at, text[max(at-200, 0):])
+		}
+	}
+}
+
+// TestFleetWatchTellsWhatItFoundLast: a finding that is waited for counts although its
+// node has just left the cluster, and a node that fails again and again is one node.
+func TestFleetWatchTellsWhatItFoundLast(t *testing.T) {
+	w := fleetWatch{
+		watchOptions: &watchOptions{discover: time.Hour}, fleet: &fleet{fleetOptions: &fleetOptions{}}, out: watchOutput{errs: io.Discard},
+		ended: make(chan watchEnd, 1), on: map[string]context.CancelFunc{"worker-1": func() {}}, left: map[string]bool{"worker-1": true},
+	}
+	w.ended <- watchEnd{"worker-1", true, findingsError{errors.New("a finding is open")}}
+	var found findingsError
+	if err := w.run(t.Context()); !errors.As(err, &found) {
+		t.Errorf("got %v", err)
+	}
+	lost := watchEnd{"worker-1", false, errors.New("refused")}
+	if err := w.verdict([]watchEnd{lost, lost}); err == nil || strings.Contains(err.Error(), "more") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestFleetExplainsEachPodWhereItIs: an agent speaks of the pods of its own node, and a
+// pod that its agent does not see is not passed over.
+func TestFleetExplainsEachPodWhereItIs(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
+	c.podsOfShop("worker-1")
+	c.Put("pods", fake.Object{
+		"metadata": fake.Object{"namespace": "shop", "name": "web-9", "uid": "u9", "ownerReferences": []fake.Object{{"uid": "u-rs"}}},
+		"spec":     fake.Object{"nodeName": "worker-2"}, "status": fake.Object{"phase": "Running"},
+	})
+	stdout, stderr, status := capture(t, c.args("explain", "deploy/web", "NET_RAW", "-n", "shop")...)
+	if status != 0 || strings.Count(stdout, "on worker-1") != 2 || strings.Contains(stdout, "on worker-2") ||
+		!strings.Contains(stderr, "the agent of worker-2 sees no running container of shop/web-9") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+}
+
+// TestFleetAuditKeepsNodesApart: an agent that says another node's ids speaks of its own
+// node all the same.
+func TestFleetAuditKeepsNodesApart(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(shop())})
+	stdout, stderr, status := capture(t, c.args("audit", "--pack", "pss-restricted", "--wide", "-n", "shop", "--no-headers")...)
+	first, second := strings.Count(stdout, "\nworker-1   "), strings.Count(stdout, "\nworker-2   ")
+	if status != 0 || second == 0 || first-second > 1 || second-first > 1 { // the first line follows no other
+		t.Errorf("status %d, %d and %d, %s%s", status, first, second, stdout, stderr)
 	}
 }

@@ -87,14 +87,15 @@ func (w *fleetWatch) run(ctx context.Context) error {
 			var broken outputError
 			var usage usageError
 			switch {
-			case decisive != nil, w.left[end.node]:
-				delete(w.left, end.node)
+			case decisive != nil:
 			case errors.As(end.err, &found):
 				decisive = findingsError{fmt.Errorf("%s: %w", printable(end.node), found.error)}
 				stop(decisive)
 			case errors.As(end.err, &broken), errors.As(end.err, &usage):
 				decisive = end.err
 				stop(decisive)
+			case w.left[end.node]:
+				delete(w.left, end.node)
 			case end.err != nil && ctx.Err() == nil:
 				fmt.Fprintf(w.out.errs, "capdrift: %s: not watched any more: %s\n", printable(end.node), oneLine(end.err))
 				failed = append(failed, end)
@@ -118,7 +119,8 @@ func (w *fleetWatch) verdict(failed []watchEnd) error {
 	if len(failed) == 0 || w.fleet.allowMissing {
 		return w.fleet.finish(w.out.errs, nil)
 	}
-	slices.SortFunc(failed, func(a, b watchEnd) int { return strings.Compare(a.node, b.node) })
+	slices.SortStableFunc(failed, func(a, b watchEnd) int { return strings.Compare(a.node, b.node) })
+	failed = slices.CompactFunc(failed, func(a, b watchEnd) bool { return a.node == b.node }) // which was watched again, and failed again
 	why := "its agent was never reached"
 	if failed[0].err != nil {
 		why = failed[0].err.Error()

@@ -300,8 +300,7 @@ func (s subject) pod() *drift.Pod {
 // called is what people call the container, or the finding's one.
 func (s subject) called() string {
 	if s.finding != nil {
-		container, _ := name(drift.Report{}, *s.finding)
-		return container
+		return containerOf(*s.finding)
 	}
 	switch {
 	case s.container.Name != "":
@@ -448,12 +447,34 @@ func (j *joiner) end() error {
 	return err
 }
 
-// one finds what the name means. It returns it with all that is known of it.
+// one finds the only one that the name means.
 func (q question) one(ctx context.Context, resource, name string) (subject, error) {
-	var found []subject
+	found, err := q.named(ctx, resource, name)
+	if err != nil {
+		return subject{}, err
+	}
+	where := "on this agent's node"
+	if q.namespace != "" {
+		where = "in namespace " + printable(q.namespace)
+	}
+	switch {
+	case len(found) == 0:
+		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)
+	case len(found) > 1:
+		var names []string
+		for _, item := range found[:min(len(found), 8)] {
+			names = append(names, fmt.Sprintf("%s/%s (%s)", podOf(item.pod()), item.called(), shortID(item.id())))
+		}
+		return subject{}, fmt.Errorf("%d %ss are called %s: %s; name one by its id", len(found), resource, printable(name), strings.Join(names, ", "))
+	}
+	return found[0], nil
+}
+
+// named finds what the name may mean. A single one comes with all that is known of it.
+func (q question) named(ctx context.Context, resource, name string) (found []subject, err error) {
 	brief := q
 	brief.view = v1.ContainerView_CONTAINER_VIEW_BASIC
-	_, err := brief.each(ctx, resource, func(item subject) error {
+	_, err = brief.each(ctx, resource, func(item subject) error {
 		if item.id() == name { // no other can be meant
 			found = append([]subject{item}, found...)
 			return errFound
@@ -468,31 +489,15 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 	case errors.Is(err, errFound):
 		found = found[:1]
 	case err != nil:
-		return subject{}, err
+		return nil, err
 	}
-	where := "on this agent's node"
-	if q.namespace != "" {
-		where = "in namespace " + printable(q.namespace)
+	if len(found) == 1 && resource == "container" && q.view == v1.ContainerView_CONTAINER_VIEW_FULL {
+		found[0], err = q.whole(ctx, found[0].id())
 	}
-	switch {
-	case len(found) == 0:
-		return subject{}, noSuchError{fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)}
-	case len(found) > 1:
-		var names []string
-		for _, item := range found[:min(len(found), 8)] {
-			names = append(names, fmt.Sprintf("%s/%s (%s)", podOf(item.pod()), item.called(), shortID(item.id())))
-		}
-		return subject{}, fmt.Errorf("%d %ss are called %s: %s; name one by its id", len(found), resource, printable(name), strings.Join(names, ", "))
-	case resource == "finding" || q.view != v1.ContainerView_CONTAINER_VIEW_FULL:
-		return found[0], nil
-	}
-	return q.whole(ctx, found[0].id())
+	return found, err
 }
 
 var errFound = errors.New("found")
-
-// noSuchError is a name that means nothing.
-type noSuchError struct{ error }
 
 // whole gets one container with its processes.
 func (q question) whole(ctx context.Context, id string) (subject, error) {

@@ -182,9 +182,8 @@ func (w getWriter) container(item subject) pretty.Row {
 }
 
 func (w getWriter) finding(f drift.Finding) pretty.Row {
-	container, _ := name(drift.Report{}, f)
 	row := pretty.Row{
-		w.table.severity(f.Severity), podOf(f.Pod), container, taskOf(f), printable(where(f)), printable(what(f)), orNone(brief(f.Capabilities)), shortID(f.ID),
+		w.table.severity(f.Severity), podOf(f.Pod), containerOf(f), taskOf(f), printable(where(f)), printable(what(f)), orNone(brief(f.Capabilities)), shortID(f.ID),
 	}
 	if w.table.wide {
 		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(shortID(f.ContainerID)), printable(f.Message))

@@ -63,10 +63,10 @@ func (a audit) junit() junitSuites {
 		}
 		suites.add(suite)
 	}
-	found := a.suite("drift")
+	found, processes := a.suite("drift"), processNames(a.report)
 	for _, f := range a.Findings {
 		if f.Severity != drift.Info { // which is normal, and explained elsewhere
-			found.add(a.junitOfFinding(f))
+			found.add(junitOfFinding(f, processes))
 		}
 	}
 	if !a.onPaper() {
@@ -139,15 +139,15 @@ func (a audit) junitOfResult(r policy.Result) junitCase {
 	return c
 }
 
-func (a audit) junitOfFinding(f policy.Finding) junitCase {
-	container, process := name(a.report, f.Finding)
+func junitOfFinding(f policy.Finding, processes map[processKey]string) junitCase {
+	container := containerOf(f.Finding)
 	if f.Pod != nil {
 		container = podOf(f.Pod) + "/" + container
 	}
 	if f.PID != 0 {
-		container += fmt.Sprintf(" %d %s", f.PID, process)
+		container += fmt.Sprintf(" %d %s", f.PID, processes[processKey{f.ContainerID, f.PID}])
 	}
-	c := junitCase{ClassName: "drift." + string(f.Kind), Name: container}
+	c := junitCase{ClassName: "drift." + printable(string(f.Kind)), Name: container}
 	if f.Excepted != nil {
 		c.Skipped = &junitOutcome{Message: printable("accepted by " + f.Excepted.ID + " (" + f.Excepted.Owner + "): " + f.Excepted.Reason + "; " + f.Message)}
 	} else {

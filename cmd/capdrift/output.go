@@ -155,13 +155,17 @@ func writeCSV(w io.Writer, report drift.Report) error {
 }
 
 func writeCSVRows(writer *csv.Writer, report drift.Report) error {
+	findings := make(map[string][]drift.Finding) // by container
+	for _, finding := range report.Findings {
+		findings[finding.ContainerID] = append(findings[finding.ContainerID], finding)
+	}
 	for _, c := range report.Containers {
 		processes := c.Processes
 		if len(processes) == 0 {
 			processes = []drift.Process{{}}
 		}
 		for i, p := range processes {
-			row := csvRow(report, c, p, i == 0)
+			row := csvRow(report, findings[c.ID], c, p, i == 0)
 			for column, text := range row {
 				row[column] = cell(text)
 			}
@@ -176,7 +180,7 @@ func writeCSVRows(writer *csv.Writer, report drift.Report) error {
 
 // csvRow is one process of one container, or the container alone where the
 // process has no pid. Findings about the container as a whole stand in its first row.
-func csvRow(report drift.Report, c drift.Container, p drift.Process, first bool) []string {
+func csvRow(report drift.Report, findings []drift.Finding, c drift.Container, p drift.Process, first bool) []string {
 	var pod drift.Pod
 	if c.Pod != nil {
 		pod = *c.Pod
@@ -199,8 +203,8 @@ func csvRow(report drift.Report, c drift.Container, p drift.Process, first bool)
 	}
 	var worst drift.Severity
 	var kinds []string
-	for _, finding := range report.Findings {
-		if finding.ContainerID == c.ID && (finding.PID == p.PID && p.PID != 0 || first && !ofProcess(c, finding)) {
+	for _, finding := range findings {
+		if finding.PID == p.PID && p.PID != 0 || first && !ofProcess(c, finding) {
 			worst = max(worst, finding.Severity)
 			kind := string(finding.Kind)
 			if finding.Rule != "" {

@@ -127,6 +127,10 @@ func (a audit) sarif() sarifLog {
 			run.Results = append(run.Results, a.sarifOfResult(r, index[r.Rule.ID]))
 		}
 	}
+	containers := make(map[string]*drift.Container)
+	for i := range a.report.Containers {
+		containers[a.report.Containers[i].ID] = &a.report.Containers[i]
+	}
 	for _, f := range a.Findings {
 		kind := string(f.Kind)
 		at, known := index[kind]
@@ -138,7 +142,7 @@ func (a audit) sarif() sarifLog {
 				Properties: map[string]any{"tags": []string{"security", "drift"}, "security-severity": sarifScores[f.Severity]},
 			})
 		}
-		run.Results = append(run.Results, a.sarifOfFinding(f, at))
+		run.Results = append(run.Results, a.sarifOfFinding(f, at, containers[f.ContainerID]))
 	}
 	run.Tool.Driver = driver
 	return sarifLog{sarifSchema, sarifVersion, []sarifRun{run}}
@@ -188,7 +192,7 @@ func verdictText(o policy.Outcome) string {
 	return text
 }
 
-func (a audit) sarifOfFinding(f policy.Finding, index int) sarifResult {
+func (a audit) sarifOfFinding(f policy.Finding, index int, about *drift.Container) sarifResult {
 	result := sarifResult{
 		RuleID: string(f.Kind), RuleIndex: index, Kind: "fail", Level: sarifLevels[f.Severity],
 		Message: sarifMessage(f.Message + ". " + f.Remedy), Fingerprints: map[string]string{"capdrift/v1": f.ID},
@@ -197,10 +201,8 @@ func (a audit) sarifOfFinding(f policy.Finding, index int) sarifResult {
 	if f.Severity == drift.Info {
 		result.Kind, result.Level = "informational", "none"
 	}
-	for i := range a.report.Containers {
-		if c := &a.report.Containers[i]; c.ID == f.ContainerID {
-			result.Locations = a.sarifLocations(c)
-		}
+	if about != nil {
+		result.Locations = a.sarifLocations(about)
 	}
 	return result
 }

@@ -56,7 +56,7 @@ func heading(report drift.Report) string {
 		runtime = report.Runtime.Name + " " + report.Runtime.Version
 	}
 	return fmt.Sprintf("%s · Linux %s · cgroup %s · %s · %s", printable(report.Node.Name), printable(report.Node.Kernel),
-		report.Node.CgroupMode, printable(runtime), report.TakenAt.Format("2006-01-02 15:04:05 MST"))
+		printable(report.Node.CgroupMode), printable(runtime), report.TakenAt.Format("2006-01-02 15:04:05 MST"))
 }
 
 // style is kubectl's: columns parted by spaces, no lines.
@@ -84,9 +84,9 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 	}
 	slices.SortStableFunc(findings, func(a, b drift.Finding) int { return worst[podOf(a.Pod)] - worst[podOf(b.Pod)] })
 
-	writer := t.newWriter(findingsHeader())
+	writer, names := t.newWriter(findingsHeader()), processNames(report)
 	for _, finding := range findings {
-		writer.AppendRow(t.finding(report, finding))
+		writer.AppendRow(t.finding(names, finding))
 	}
 	return trimLines(writer.Render())
 }
@@ -95,8 +95,8 @@ func findingsHeader() pretty.Row {
 	return pretty.Row{"severity", "pod", "container", "pid", "process", "hop", "finding", "capabilities"}
 }
 
-func (t table) finding(report drift.Report, finding drift.Finding) pretty.Row {
-	container, process := name(report, finding)
+func (t table) finding(processes map[processKey]string, finding drift.Finding) pretty.Row {
+	container, process := containerOf(finding), processes[processKey{finding.ContainerID, finding.PID}]
 	pid := ""
 	if finding.PID != 0 {
 		pid = strconv.Itoa(finding.PID)
@@ -147,26 +147,32 @@ func (t table) severity(s drift.Severity) string {
 	return "\x1b[" + strconv.Itoa(int(colors[s])) + "m" + s.String() + "\x1b[0m"
 }
 
-// name returns what to call the finding's container and process.
-func name(report drift.Report, finding drift.Finding) (container, process string) {
-	container = printable(finding.Container)
+// containerOf is what to call the finding's container.
+func containerOf(finding drift.Finding) string {
 	switch {
 	case finding.ContainerID == "" && finding.Layer == drift.LayerOCI: // all of a runtime handler
-		container = "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
-	case container == "":
-		container = shortID(finding.ContainerID)
+		return "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
+	case finding.Container == "":
+		return shortID(finding.ContainerID)
 	}
+	return printable(finding.Container)
+}
+
+// processKey is a process by its container's id.
+type processKey struct {
+	container string
+	pid       int
+}
+
+// processNames are what to call the report's processes.
+func processNames(report drift.Report) map[processKey]string {
+	names := make(map[processKey]string)
 	for _, c := range report.Containers {
-		if c.ID != finding.ContainerID {
-			continue
-		}
 		for _, p := range c.Processes {
-			if p.PID == finding.PID {
-				process = printable(p.Name)
-			}
+			names[processKey{c.ID, p.PID}] = printable(p.Name)
 		}
 	}
-	return container, process
+	return names
 }
 
 func podOf(pod *drift.Pod) string {
@@ -204,31 +210,25 @@ type reason struct {
 
 func reasonOf(f drift.Finding) reason { return reason{f.Kind, f.Rule, f.Cause, f.Paste} }
 
-func countReason(findings []drift.Finding, why reason) (n int) {
-	for _, finding := range findings {
-		if why == reasonOf(finding) {
-			n++
-		}
-	}
-	return n
-}
-
 // explain says once for each reason what it means, by its first finding, and once
 // for all that need the same what to do.
 func (t table) explain(out *strings.Builder, findings []drift.Finding) {
 	var remedies []drift.Finding // one for each remedy
 	meanings := make(map[string][]string)
-	told := make(map[reason]bool)
+	counts := make(map[reason]int)
+	for _, finding := range findings {
+		counts[reasonOf(finding)]++
+	}
 	for _, finding := range findings {
 		why := reasonOf(finding)
-		if told[why] {
-			continue
+		if counts[why] == 0 {
+			continue // it was told
 		}
-		told[why] = true
 		others := ""
-		if n := countReason(findings, why) - 1; n > 0 {
+		if n := counts[why] - 1; n > 0 {
 			others = fmt.Sprintf(" (and %d more)", n)
 		}
+		delete(counts, why)
 		key := finding.Remedy + finding.Paste
 		if meanings[key] == nil {
 			remedies = append(remedies, finding)
@@ -344,7 +344,7 @@ func normal(report drift.Report, loud []drift.Finding) string {
 	}
 	slices.Sort(kinds)
 	for i, kind := range kinds {
-		kinds[i] = fmt.Sprintf("%d %s", count(report.Findings, drift.Kind(kind)), kind)
+		kinds[i] = fmt.Sprintf("%d %s", count(report.Findings, drift.Kind(kind)), printable(kind))
 	}
 	if len(kinds) > 0 {
 		line += " (explained: " + strings.Join(kinds, ", ") + ")"

@@ -52,6 +52,7 @@ type Cluster struct {
 	// Dial connects to a pod's port; nil for no pod that answers.
 	Dial func(namespace, pod string, port int) (net.Conn, error)
 	// Forbidden are the resources that nobody may ask for: "nodes", "pods/portforward".
+	// Once it is served, Forbid changes them.
 	Forbidden map[string]bool
 	// OnlySPDY answers WebSockets as an API server before Kubernetes 1.31 does.
 	OnlySPDY bool
@@ -68,6 +69,19 @@ type Cluster struct {
 
 // Access is what an API server asks its access control about.
 type Access struct{ Verb, Group, Resource, Namespace string }
+
+// Forbid says whether nobody may ask for a resource from now on.
+func (c *Cluster) Forbid(resource string, forbidden bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Forbidden[resource] = forbidden
+}
+
+func (c *Cluster) forbids(resource string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Forbidden[resource]
+}
 
 // Asked tells what it was asked for.
 func (c *Cluster) Asked() map[Access]bool {
@@ -198,7 +212,7 @@ func (c *Cluster) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	switch {
-	case c.Forbidden[resource]:
+	case c.forbids(resource):
 		fail(w, http.StatusForbidden, "Forbidden", `User "me" cannot do that`)
 	case sub == "portforward":
 		c.forward(w, r, namespace.(string), name)
