@@ -15,9 +15,9 @@ import (
 // What is left is one that is moved in asleep while another is moved out asleep: until it
 // runs it does nothing, and when it runs the pulse tells.
 //
-// Both files stay open: it takes microseconds to read them again. They are read every
-// second time. In between it is enough that the count of the directory around, where all
-// pods are, did not change; only who came while another went is seen a round later.
+// Both files stay open: it takes microseconds to read them again. The second is read every
+// second time: it tells only of who came while another went. And the first is not, while
+// the count of the directory around, where all pods are, is what it was.
 type pulse struct {
 	directory string
 	files     [2]int
@@ -184,10 +184,14 @@ func (p *pulse) feel(round uint32) {
 	between := round%2 != 0 && !p.fresh
 	if p.around != nil {
 		around := p.around.feel(round) // before what is below it
-		if between && !p.dead && around.length > 0 && around.same(&p.before) {
-			return
-		}
+		calm := !p.fresh && !p.dead && around.length > 0 && around.same(&p.before)
 		p.before = *around
+		if calm {
+			used := p.now[1]
+			if between || p.now[1].take(p.files[1]) && p.now[1].same(&used) {
+				return
+			}
+		}
 	}
 	p.dead, p.fresh = false, false
 	for i, fd := range p.files {
