@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -98,6 +99,11 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 		// The heap is one picture of the node, and for the time of a sweep a second one.
 		// Memory counts on every node; the collector's work does not, at a few sweeps a minute.
 		debug.SetGCPercent(50)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		// One processor at a time is enough, on a node of a hundred too: waking others costs
+		// more than what they would take off it.
+		runtime.GOMAXPROCS(1)
 	}
 	parts, err := assemble(c, log)
 	if err != nil {
