@@ -2,6 +2,7 @@ package drift
 
 import (
 	"strings"
+	"sync"
 
 	"github.com/capdrift/capdrift/capdecode"
 )
@@ -61,18 +62,27 @@ func meansAll(name string) bool {
 // likely returns the capability that a misspelt name is likely to mean, or false:
 // "NETADMIN", "net-admin" and "CAP NET ADMIN" are NET_ADMIN.
 func likely(name string) (capdecode.Cap, bool) {
-	squeeze := func(text string) string {
-		text = strings.NewReplacer("_", "", "-", "", " ", "", ".", "").Replace(strings.ToLower(text))
-		for strings.HasPrefix(text, "cap") && len(text) > 3 {
-			text = text[3:]
-		}
-		return text
-	}
-	wanted := squeeze(name)
+	c, ok := squeezedNames()[squeeze(name)]
+	return c, ok
+}
+
+var squeezedNames = sync.OnceValue(func() map[string]capdecode.Cap {
+	names := make(map[string]capdecode.Cap)
 	for c := range capdecode.Full(capdecode.MaxCap).All() {
-		if c.Known() && squeeze(c.String()) == wanted {
-			return c, true
+		if c.Known() {
+			names[squeeze(c.String())] = c
 		}
 	}
-	return 0, false
+	return names
+})
+
+var separators = strings.NewReplacer("_", "", "-", "", " ", "", ".", "")
+
+// squeeze leaves of a name what one rarely gets wrong.
+func squeeze(name string) string {
+	name = separators.Replace(strings.ToLower(name))
+	for strings.HasPrefix(name, "cap") && len(name) > len("cap") {
+		name = name[len("cap"):]
+	}
+	return name
 }
