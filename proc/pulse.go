@@ -12,8 +12,8 @@ import (
 // went in a cgroup and those below it: neither its count of tasks changed (pids.current)
 // nor the processor time that it used (cpu.stat on v2, cpuacct.usage on v1). Who is born
 // there, and who ends, uses processor time there; who is moved there asleep is one more.
-// What is left is one that is moved in asleep while another is moved out asleep: until it
-// runs it does nothing, and when it runs the pulse tells.
+// What is left is one that is moved in asleep while another is moved out asleep, of it or
+// of another pod: until it runs it does nothing, and when it runs the pulse tells.
 //
 // Both files stay open: it takes microseconds to read them again. The second is read every
 // second time: it tells only of who came while another went. And the first is not, while
