@@ -127,9 +127,16 @@ type Runtime struct {
 	DefaultHandler string             `json:"-"`
 }
 
-// Handler is how a runtime is configured to run the pods of a runtime class.
+// Handler is how a runtime is configured to run the pods of a runtime class. A field
+// is empty where the runtime does not tell.
 type Handler struct {
 	BaseSpec string // containerd's base_runtime_spec, a path on the node
+	Binary   string // the OCI runtime that is called, a path on the node or a name
+	// Monitor is the program that CRI-O runs beside each container and each exec, a
+	// path on the node. MonitorInContainer is true where that of an exec runs in the
+	// container's own cgroup (monitor_exec_cgroup = "container", crio.conf(5)).
+	Monitor            string
+	MonitorInContainer bool
 }
 
 // Container is one container: what was declared for it at each hop and the
@@ -157,6 +164,10 @@ type Container struct {
 	// ByName is true when the pod spec's layer is from a manifest that names no
 	// uid: it may be another version than what runs.
 	ByName bool `json:"-"`
+
+	// Ended is true when the runtime says that it runs no more, and processes are left
+	// in its cgroup all the same.
+	Ended bool `json:"ended,omitempty"`
 
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
@@ -218,6 +229,7 @@ type Process struct {
 	Name            string         `json:"name"` // comm: hostile text, raw; may be invalid UTF-8 before output
 	State           string         `json:"state"`
 	UID             uint32         `json:"uid"`             // effective, in the reader's user namespace
+	UIDs            UIDs           `json:"-"`               // all four, in the reader's user namespace
 	ContainerUID    *uint32        `json:"containerUid"`    // effective, in the container's; nil when unmapped
 	NoNewPrivileges *bool          `json:"noNewPrivileges"` // nil before Linux 4.10
 	Seccomp         *int           `json:"seccomp"`         // 0 off, 1 strict, 2 filter; nil when not told
@@ -227,8 +239,21 @@ type Process struct {
 	ThreadCount     int            `json:"threadCount"`
 	Threads         []Thread       `json:"threads,omitempty"` // only those whose credentials differ from the leader's
 
+	// Forked is true until it executes a program: it runs the code of the process that
+	// forked it (PF_FORKNOEXEC in include/linux/sched.h, field 9 of stat).
+	Forked bool `json:"-"`
+	// Lineage is where it came from. It is read of those alone that need an explanation;
+	// nil for all others.
+	Lineage *Lineage `json:"-"`
+
 	NamespacePIDs []int         `json:"-"` // NSpid: the pid in each pid namespace, outermost first
 	Age           time.Duration `json:"-"` // since its start, by the node's uptime
+}
+
+// UIDs are the four user ids of a thread, credentials(7), as status tells them in
+// its line Uid.
+type UIDs struct {
+	Real, Effective, Saved, FileSystem uint32
 }
 
 // Thread is a thread whose credentials are not its leader's; capabilities(7),
@@ -237,6 +262,7 @@ type Thread struct {
 	TID             int            `json:"tid"`
 	Name            string         `json:"name"`
 	UID             uint32         `json:"uid"`
+	UIDs            UIDs           `json:"-"`
 	NoNewPrivileges *bool          `json:"noNewPrivileges"`
 	Seccomp         *int           `json:"seccomp"` // as a process's
 	Caps            capdecode.Sets `json:"caps"`
@@ -252,17 +278,21 @@ type Finding struct {
 	Cause    Cause    `json:"cause,omitempty"` // where it is known
 	// RuntimeHandler is in a finding about all containers of a handler; it then
 	// has no container.
-	RuntimeHandler string        `json:"runtimeHandler,omitempty"`
-	ContainerID    string        `json:"containerId"`
-	Container      string        `json:"container"`
-	Pod            *Pod          `json:"pod"`
-	PID            int           `json:"pid,omitempty"`
-	TID            int           `json:"tid,omitempty"`
-	Set            string        `json:"set,omitempty"` // which of the five sets
-	Capabilities   capdecode.Set `json:"capabilities"`  // as names: ["CAP_SYS_ADMIN"]
-	Message        string        `json:"message"`
-	Remedy         string        `json:"remedy"`
-	Paste          string        `json:"paste,omitempty"` // YAML that carries the remedy out
+	RuntimeHandler string `json:"runtimeHandler,omitempty"`
+	ContainerID    string `json:"containerId"`
+	Container      string `json:"container"`
+	Pod            *Pod   `json:"pod"`
+	// PID and StartTime are the process that shows it, TID its thread where that is not
+	// the leader. Where several do, it is the first of Processes many.
+	PID          int           `json:"pid,omitempty"`
+	StartTime    uint64        `json:"startTime,omitempty"` // of the process, in clock ticks since boot
+	TID          int           `json:"tid,omitempty"`
+	Processes    int           `json:"processes,omitempty"`
+	Set          string        `json:"set,omitempty"` // which of the five sets
+	Capabilities capdecode.Set `json:"capabilities"`  // as names: ["CAP_SYS_ADMIN"]
+	Message      string        `json:"message"`
+	Remedy       string        `json:"remedy"`
+	Paste        string        `json:"paste,omitempty"` // YAML that carries the remedy out
 	// Rule is the one that a policy violation is of, and the verdicts are what it says on
 	// paper and in the kernel: "pass", "fail", "unknown", "not_applicable". Empty for drift.
 	Rule     string `json:"rule,omitempty"`
@@ -270,6 +300,9 @@ type Finding struct {
 	Actual   string `json:"actual,omitempty"`
 	// Exception is the id of the one that accepts it; empty where none does.
 	Exception string `json:"exception,omitempty"`
+	// Incident is shared by the findings of one container that have one cause, such as
+	// all that is found about one process. Empty where a finding stands alone.
+	Incident string `json:"incident,omitempty"`
 }
 
 // MarshalJSON writes the capabilities as a list of names.
@@ -349,7 +382,10 @@ type Inventory struct {
 	Runtime    Runtime
 	Containers []Container
 	Starting   []string // ids of containers that are made and do not run yet
-	Limits     []Limit
+	// Ended are containers that run no more, with all that was declared for them: what
+	// is left in their cgroups is held against it.
+	Ended  []Container
+	Limits []Limit
 }
 
 // MembershipChange is what changed in one container's cgroup between two looks.

@@ -11,6 +11,9 @@ import (
 // Lineage is how a process came to be where it is, as far as /proc tells.
 type Lineage struct {
 	Ancestors []Ancestor `json:"ancestors"` // the parent first
+	// Mount is the id of the mount at its root directory, which belongs to one mount
+	// namespace alone; proc_pid_mountinfo(5), field 1. 0 where it is not known.
+	Mount int `json:"-"`
 	// Namespaces are the inodes of /proc/PID/ns by kind, "mnt", "pid", …; nil where
 	// they may not be read, which takes CAP_SYS_PTRACE.
 	Namespaces map[string]uint64 `json:"namespaces"`
@@ -21,6 +24,12 @@ type Ancestor struct {
 	PID       int    `json:"pid"`
 	Name      string `json:"name"`
 	Container bool   `json:"container"` // it is one of the same container's processes
+
+	StartTime uint64 `json:"-"`
+	Forked    bool   `json:"-"` // as a process's
+	Mount     int    `json:"-"` // as a lineage's
+	// Outside is true when its cgroup is known and is none of a container's.
+	Outside bool `json:"-"`
 }
 
 // clockTick is USER_HZ, in which start times are counted, sysconf(3) _SC_CLK_TCK:
