@@ -52,3 +52,15 @@ func (s *state) living(seen []drift.Container) []drift.Container {
 	s.ended = slices.DeleteFunc(s.ended, func(c drift.Container) bool { return over[c.ID] })
 	return list
 }
+
+// named returns the containers that a runtime tells of, whatever has become of them.
+func named(told drift.Inventory) map[string]bool {
+	ids := make(map[string]bool, len(told.Containers)+len(told.Starting)+len(told.Ended))
+	for _, c := range slices.Concat(told.Containers, told.Ended) {
+		ids[c.ID] = true
+	}
+	for _, id := range told.Starting {
+		ids[id] = true
+	}
+	return ids
+}

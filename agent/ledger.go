@@ -27,8 +27,6 @@ const (
 	// patience is for how many confirming times a suspicion waits for another process that
 	// shows the same, when the one that showed it is gone.
 	patience = 8
-	// maxSuspects bounds the suspicions about one container.
-	maxSuspects = 64
 )
 
 // ledger follows each finding from the first suspicion to its end. It is pure:
@@ -127,7 +125,13 @@ func (l *ledger) take(s sample) []Change {
 		}
 	}
 	for id, suspect := range l.suspects {
-		if !shown[id] && suspect.gone.IsZero() && s.over(suspect.Finding) != "" {
+		if shown[id] || !suspect.gone.IsZero() {
+			continue
+		}
+		switch why := s.over(suspect.Finding); {
+		case why == ResolvedExplained && !tied(suspect.Finding):
+			delete(l.suspects, id) // the runtime has told meanwhile what it is
+		case why != "":
 			suspect.gone = s.at
 		}
 	}
@@ -154,25 +158,17 @@ func (l *ledger) see(s sample, found drift.Finding, whole map[string]drift.Findi
 		return []Change{l.add(s.at, full)}
 	case suspect == nil:
 		l.suspects[found.ID] = &suspicion{Finding: full, since: s.at}
-		if l.crowded(found.ContainerID) {
-			return l.give(s.at, found.ID)
-		}
 	default:
-		suspect.Finding, suspect.gone = full, time.Time{}
+		suspect.see(full)
 	}
 	return nil
 }
 
-// crowded reports whether more is suspected of a container than is followed: what its
-// processes hold is theirs to choose, and each combination is a suspicion of its own.
-func (l *ledger) crowded(containerID string) bool {
-	n := 0
-	for _, suspect := range l.suspects {
-		if suspect.ContainerID == containerID {
-			n++
-		}
-	}
-	return n > maxSuspects
+// see enters that a suspicion is shown again. It is about all capabilities that were shown,
+// so that whoever shows others each time is confirmed as soon as one comes again.
+func (s *suspicion) see(now drift.Finding) {
+	now.Capabilities |= s.Capabilities
+	s.Finding, s.gone = now, time.Time{}
 }
 
 // keep enters that a finding is still shown by what an earlier look read.
@@ -182,7 +178,7 @@ func (l *ledger) keep(at time.Time, kept drift.Finding) []Change {
 		return e.update(at, kept)
 	}
 	if suspect := l.suspects[kept.ID]; suspect != nil {
-		suspect.Finding, suspect.gone = kept, time.Time{}
+		suspect.see(kept)
 	}
 	return nil
 }
@@ -270,7 +266,7 @@ func (l *ledger) resolve(at time.Time, id, why string) Change {
 // it read what shows it, a while later, and of a container that nobody named, the runtime
 // was asked after it was seen. Until it has answered, it may be one that has just started.
 func (l *ledger) confirms(s sample, suspect *suspicion, found drift.Finding) bool {
-	return s.at.Sub(suspect.since) >= l.confirm && (s.read == nil || s.read(found)) &&
+	return s.at.Sub(suspect.since) >= l.confirm && drift.Agree(suspect.Finding, found) && (s.read == nil || s.read(found)) &&
 		(suspect.Kind != drift.UnmanagedContainer || s.asked.After(suspect.since))
 }
 
@@ -284,11 +280,8 @@ func certain(f drift.Finding) bool {
 // tied reports whether a finding is about a process: it is over when no process shows
 // it. One about a container may name a process too, as an example.
 func tied(f drift.Finding) bool {
-	return f.PID != 0 && f.Kind != drift.UnmanagedContainer && f.Kind != drift.TransientDrift
+	return f.PID != 0 && f.Kind != drift.UnmanagedContainer && f.Kind != drift.Undeclared && f.Kind != drift.TransientDrift
 }
-
-// rereadable reports whether reading the one process again can confirm the finding.
-func rereadable(f drift.Finding) bool { return tied(f) && f.TID == 0 }
 
 // has tells whether a finding of this kind is open about the container.
 func (l *ledger) has(containerID string, kind drift.Kind) bool {
@@ -300,18 +293,15 @@ func (l *ledger) has(containerID string, kind drift.Kind) bool {
 	return false
 }
 
-// about returns what is open or suspected about the processes of a container, and is
-// not over yet.
-func (l *ledger) about(containerID string) (list []drift.Finding) {
+// current returns what is open or suspected and is not over yet.
+func (l *ledger) current() (list []drift.Finding) {
 	for _, e := range l.open {
-		if e.ContainerID == containerID && tied(e.Finding) && e.gone.IsZero() {
+		if e.gone.IsZero() {
 			list = append(list, e.Finding)
 		}
 	}
-	for _, suspect := range l.suspects {
-		if suspect.ContainerID == containerID && tied(suspect.Finding) && suspect.gone.IsZero() {
-			list = append(list, suspect.Finding)
-		}
+	for _, suspect := range l.pending() {
+		list = append(list, suspect.Finding)
 	}
 	return list
 }
@@ -324,6 +314,13 @@ func (l *ledger) pending() (list []*suspicion) {
 		}
 	}
 	return list
+}
+
+// acquit forgets the suspicion that nobody names a container: somebody does.
+func (l *ledger) acquit(containerID string) {
+	maps.DeleteFunc(l.suspects, func(_ string, suspect *suspicion) bool {
+		return suspect.ContainerID == containerID && suspect.Kind == drift.UnmanagedContainer
+	})
 }
 
 // end resolves the open findings that a predicate names, and gives up the suspicions

@@ -95,6 +95,7 @@ type state struct {
 	nodeLimits   []drift.Limit
 	runtime      *drift.Runtime
 	listed       []drift.Container // as the runtime told last
+	named        map[string]bool   // containers that it told of, whatever has become of them
 	ended        []drift.Container // that ran once, and in whose cgroups processes may be left
 	askedAt      time.Time         // when it was asked for that
 	starting     []string
@@ -103,11 +104,11 @@ type state struct {
 	containers   map[string]*drift.Container
 	told         map[string]announced // as watchers know them
 	unread       map[string]error     // of containers, why processes could not be read one by one
-	sweep        drift.Sweep // the last one's counts and limits
-	threadsAt    time.Time   // when threads were read last
-	wholeAt      time.Time   // when everybody was, also who was at rest; zero where it is due
-	threadLooks  int         // how often they were
-	missed       int         // processes that nobody could read, since the last sweep
+	sweep        drift.Sweep          // the last one's counts and limits
+	threadsAt    time.Time            // when threads were read last
+	wholeAt      time.Time            // when everybody was, also who was at rest; zero where it is due
+	threadLooks  int                  // how often they were
+	missed       int                  // processes that nobody could read, since the last sweep
 	follow       []drift.Limit
 	expectations drift.Expectations
 	ledger       *ledger
@@ -320,7 +321,7 @@ func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
 	for _, suspect := range l.state.ledger.pending() {
 		// Reading its process again should have told by now, and could not.
 		late := l.Now().Sub(suspect.since) > l.Cadence.Confirm
-		waits = waits || late || !rereadable(suspect.Finding)
+		waits = waits || late || !l.state.rereadable(suspect.Finding)
 	}
 	if waits && !second {
 		l.state.wholeAt = time.Time{} // perhaps it is about a thread
@@ -347,7 +348,7 @@ func (l *Loop) inventory(answer listing) bool {
 		if s.runtime == nil || s.runtime.Name != answer.Runtime.Name || s.runtime.Version != answer.Runtime.Version {
 			l.markAll() // rules may ask for it
 		}
-		s.ended = s.nowEnded(answer.Inventory)
+		s.ended, s.named = s.nowEnded(answer.Inventory), named(answer.Inventory)
 		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
 		s.askedAt = answer.asked
 	}
@@ -476,13 +477,16 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 	present := make(map[string]bool, len(seen))
 	for i := range seen {
 		c := seen[i]
-		drift.Settle(s.node, &c)
+		before, known := s.containers[c.ID]
+		if known {
+			drift.Remember(before.Processes, c.Processes)
+		}
+		drift.Settle(s.node, s.runtime, &c)
 		drift.Admit(&c, s.starting)
 		if s.runtime == nil {
 			c.Managed = nil // nobody could say whether a pod explains it
 		}
 		present[c.ID] = true
-		before, known := s.containers[c.ID]
 		s.containers[c.ID] = &c
 		switch told := s.told[c.ID]; {
 		case !known:
@@ -503,6 +507,9 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 			delete(s.told, id)
 			delete(s.unread, id)
 			s.rules.forget(id)
+			if s.named[id] {
+				s.ledger.acquit(id)
+			}
 			changes = append(changes, s.ledger.end(now, ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == id })...)
 		}
 	}
@@ -598,12 +605,14 @@ func (l *Loop) publish(changes []Change) {
 
 func (l *Loop) view(open []drift.Finding) View {
 	s := &l.state
+	containers := s.sorted()
 	report := drift.Report{
 		Schema: drift.Schema, Node: s.node, Runtime: s.runtime, TakenAt: s.takenAt.UTC(), DurationMs: s.took.Milliseconds(),
-		Containers: s.sorted(), Findings: open, Expectations: s.expectations,
+		Containers: containers, Findings: open, Expectations: s.expectations,
 		Coverage: drift.Coverage{
 			Processes: s.sweep.Processes, Threads: s.sweep.Threads,
-			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits(), s.ledger.transients.limits()),
+			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits(),
+				drift.Limits(s.node, containers), s.ledger.transients.limits()),
 		},
 	}
 	if s.failure != nil {

@@ -49,7 +49,8 @@ func (l *Loop) step(ctx context.Context, id string, gone, pids []int) []Change {
 	next := *s.containers[id] // a copy: views that were published share the old one
 	next.Processes = moved(before, gone, read)
 	s.containers[id] = &next
-	drift.Settle(s.node, &next)
+	drift.Remember(before, next.Processes)
+	drift.Settle(s.node, s.runtime, &next)
 	s.rules.mark(id)
 	if s.runtime != nil {
 		changes = append(changes, s.ledger.take(l.part(&next, before, read))...)
@@ -81,7 +82,7 @@ func moved(list []drift.Process, gone []int, read []drift.Process) []drift.Proce
 	}
 	next := make([]drift.Process, 0, len(list)+len(read))
 	for _, p := range list {
-		if !left[p.PID] {
+		if !left[p.PID] || p.Elsewhere != "" { // which only a sweep finds
 			next = append(next, p)
 		}
 	}
@@ -117,7 +118,7 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 	}
 	part := sample{at: l.Now(), found: l.except(drift.CompareProcesses(s.node, bare, seen)), partial: true}
 	part.over = func(f drift.Finding) string {
-		if f.ContainerID != c.ID || !tied(f) {
+		if f.ContainerID != c.ID && f.ContainerID != "" || !tied(f) {
 			return ""
 		}
 		switch p := processOf(c.Processes, f); {
@@ -129,7 +130,7 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 		return ""
 	}
 	// Others may show what the process showed that is named.
-	if slices.ContainsFunc(s.ledger.about(c.ID), func(f drift.Finding) bool { return part.over(f) != "" }) {
+	if slices.ContainsFunc(s.ledger.current(), func(f drift.Finding) bool { return part.over(f) != "" }) {
 		part.kept = l.except(drift.Compare(s.node, *c))
 	}
 	return part
@@ -219,7 +220,7 @@ func (l *Loop) again(ctx context.Context) (changes []Change) {
 // that are suspected.
 func (l *Loop) rereadLater(containerID string, pids []int) {
 	for _, suspect := range l.state.ledger.pending() {
-		if suspect.ContainerID == containerID && rereadable(suspect.Finding) && !slices.Contains(pids, suspect.PID) {
+		if l.state.holder(suspect.Finding) == containerID && l.state.rereadable(suspect.Finding) && !slices.Contains(pids, suspect.PID) {
 			pids = append(pids, suspect.PID)
 		}
 	}
@@ -230,7 +231,7 @@ func (l *Loop) rereadLater(containerID string, pids []int) {
 func (l *Loop) rereadSuspects() {
 	suspected := make(map[string]bool)
 	for _, suspect := range l.state.ledger.pending() {
-		suspected[suspect.ContainerID] = true
+		suspected[l.state.holder(suspect.Finding)] = true
 	}
 	for _, id := range slices.Sorted(maps.Keys(suspected)) {
 		l.rereadLater(id, nil)

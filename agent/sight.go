@@ -65,6 +65,31 @@ func processOf(list []drift.Process, f drift.Finding) *drift.Process {
 	return nil
 }
 
+// holder returns the id of the container among whose processes is the one that a finding
+// names: that which the finding is about, unless it is about the node.
+func (s *state) holder(f drift.Finding) string {
+	if f.ContainerID != "" || !tied(f) {
+		return f.ContainerID
+	}
+	for id, c := range s.containers {
+		if processOf(c.Processes, f) != nil {
+			return id
+		}
+	}
+	return ""
+}
+
+// rereadable reports whether reading the one process again can confirm a finding: not
+// what is about a thread, a container, or a process that is not in its container's cgroup.
+func (s *state) rereadable(f drift.Finding) bool {
+	c := s.containers[s.holder(f)]
+	if !tied(f) || f.TID != 0 || c == nil {
+		return false
+	}
+	p := processOf(c.Processes, f)
+	return p == nil || p.Elsewhere == ""
+}
+
 // over says why a finding that a sweep did not find is over: "" where its container could
 // not be read in whole, or no runtime told what was declared. threads tells whether the
 // sweep read all threads.
@@ -78,8 +103,12 @@ func (s *state) over(f drift.Finding, threads bool) string {
 			return ResolvedEnded // of a run before, and looked for in vain
 		}
 		return ""
-	case f.ContainerID == "":
+	case f.ContainerID == "" && !tied(f):
 		return ResolvedExplained // about a handler
+	case f.ContainerID == "":
+		if c, there = s.containers[s.holder(f)]; !there {
+			return ResolvedEnded
+		}
 	case !there:
 		return ResolvedEnded
 	case f.Kind == drift.UnmanagedContainer:
@@ -87,6 +116,8 @@ func (s *state) over(f drift.Finding, threads bool) string {
 			return ""
 		}
 		return ResolvedExplained // by the runtime, whatever can be read of it
+	}
+	switch {
 	case !wholly(c):
 		return ""
 	case !tied(f):

@@ -46,10 +46,9 @@ func (t *transients) resume(f drift.Finding, at time.Time) {
 }
 
 // note enters a suspicion that is given up, and reports whether its container has now
-// shown something in two looks or more. What a container is at all is no suspicion
-// about what runs in it.
+// shown something in two looks or more.
 func (t *transients) note(at time.Time, s *suspicion) (repeats bool) {
-	if s.Severity <= drift.Info || s.Kind == drift.UnmanagedContainer {
+	if s.Severity <= drift.Info {
 		return false
 	}
 	t.counts[s.Kind]++
