@@ -128,7 +128,11 @@ func Compare(node Node, c Container) []Finding {
 		})
 	}
 	if c.Managed != nil && !*c.Managed {
-		b.unmanaged()
+		if len(c.MayHaveJoined) > 0 {
+			b.joined()
+		} else {
+			b.unmanaged()
+		}
 	}
 	if c.Declared.OCI == nil {
 		return b.findings
@@ -606,6 +610,25 @@ func (b *book) noNewPrivileges(oci OCI, p *Process) {
 		Message: fmt.Sprintf("%s%s runs without no_new_privs, which the OCI spec sets and the kernel never clears: it was not started from that spec", which, b.who(p)),
 		Remedy:  outsideHelp,
 	}, !b.bundle().NoNewPrivileges))
+}
+
+// joined tells of a process of the node that joined the pid namespace of one of the
+// containers, of which it is not known.
+func (b *book) joined() {
+	const most = 5
+	names := b.container.MayHaveJoined
+	candidates := strings.Join(names[:min(len(names), most)], ", ")
+	if len(names) > most {
+		candidates += fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	p := &b.container.Processes[0]
+	id := findingID(b.node.BootID, string(UnknownOrigin), b.container.ID)
+	b.addProcess(p, Finding{
+		ID: id, Incident: id, Kind: UnknownOrigin, Severity: Critical, Capabilities: p.Caps.Permitted,
+		Message: fmt.Sprintf("process %d %s in %s joined the pid namespace of a container from the node, with %s; which one may not be read, it is one of: %s",
+			p.PID, strconv.QuoteToASCII(clip(p.Name)), strconv.QuoteToASCII(clip(b.container.ID)), list(p.Caps.Permitted), candidates),
+		Remedy: keepEvidence + "Then find who started it (nsenter, or a debugger on the node). With CAP_SYS_PTRACE (the chart's agent.deepInspection) the container is named: compare /proc/PID/ns/pid.",
+	})
 }
 
 func (b *book) unmanaged() {
