@@ -88,9 +88,8 @@ func (r *reader) threadsExplained(l *look, c *drift.Container, p *drift.Process,
 	if err != nil {
 		return 0, 0, err
 	}
-	elsewhere := p.Elsewhere
+	explained.Elsewhere = p.Elsewhere
 	*p = explained
-	p.Elsewhere, p.ThreadCount = elsewhere, max(p.ThreadCount, 1)
 	return r.threads(p, most, turn)
 }
 
