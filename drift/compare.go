@@ -154,13 +154,15 @@ func CompareProcesses(node Node, c Container, pids []int) []Finding {
 
 func (b *book) processes(compared func(pid int) bool) {
 	oci := b.container.Declared.OCI.upTo(b.node.CapLastCap)
-	for i := range b.container.Processes {
-		p := &b.container.Processes[i]
-		switch {
-		case !compared(p.PID), p.Observation == Starting, p.Observation == Helper:
-		case b.isOfAnother(p):
-		default:
-			b.process(oci, p)
+	for _, elsewhere := range []bool{false, true} { // who is in the container's cgroup is named first
+		for i := range b.container.Processes {
+			p := &b.container.Processes[i]
+			switch {
+			case elsewhere != (p.Elsewhere != ""), !compared(p.PID):
+			case p.Observation == Starting, p.Observation == Helper, b.isOfAnother(p):
+			default:
+				b.process(oci, p)
+			}
 		}
 	}
 }
@@ -329,8 +331,8 @@ const undecidedHelp = keepEvidence + "Then tell the two apart: with CAP_SYS_PTRA
 func (b *book) process(oci OCI, p *Process) {
 	switch p.UserNamespace.Relation {
 	case RelationSame:
-		b.moved(p)
 		b.sets(oci, p)
+		b.moved(oci, p)
 	case RelationChild:
 		b.addProcess(p, Finding{
 			Kind: NestedUserns, Severity: Info, Capabilities: p.Caps.Effective,
@@ -360,9 +362,10 @@ func (b *book) process(oci OCI, p *Process) {
 }
 
 // moved tells of a process that left its container's cgroup, where no container's own
-// programs go: to hide, or to be taken for another's.
-func (b *book) moved(p *Process) {
-	if p.Elsewhere == "" {
+// programs go: to hide, or to be taken for another's. Where it holds too much besides, that
+// is found and says the same.
+func (b *book) moved(oci OCI, p *Process) {
+	if p.Elsewhere == "" || !excessOf(oci, p.Caps).Empty() {
 		return
 	}
 	b.addProcess(p, Finding{
