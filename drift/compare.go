@@ -128,7 +128,11 @@ func Compare(node Node, c Container) []Finding {
 		})
 	}
 	if c.Managed != nil && !*c.Managed {
-		b.unmanaged()
+		if len(c.MayHaveJoined) > 0 {
+			b.joined()
+		} else {
+			b.unmanaged()
+		}
 	}
 	if c.Declared.OCI == nil {
 		return b.findings
@@ -150,13 +154,15 @@ func CompareProcesses(node Node, c Container, pids []int) []Finding {
 
 func (b *book) processes(compared func(pid int) bool) {
 	oci := b.container.Declared.OCI.upTo(b.node.CapLastCap)
-	for i := range b.container.Processes {
-		p := &b.container.Processes[i]
-		switch {
-		case !compared(p.PID), p.Observation == Starting, p.Observation == Helper:
-		case b.isOfAnother(p):
-		default:
-			b.process(oci, p)
+	for _, elsewhere := range []bool{false, true} { // who is in the container's cgroup is named first
+		for i := range b.container.Processes {
+			p := &b.container.Processes[i]
+			switch {
+			case elsewhere != (p.Elsewhere != ""), !compared(p.PID):
+			case p.Observation == Starting, p.Observation == Helper, b.isOfAnother(p):
+			default:
+				b.process(oci, p)
+			}
 		}
 	}
 }
@@ -325,8 +331,8 @@ const undecidedHelp = keepEvidence + "Then tell the two apart: with CAP_SYS_PTRA
 func (b *book) process(oci OCI, p *Process) {
 	switch p.UserNamespace.Relation {
 	case RelationSame:
-		b.moved(p)
 		b.sets(oci, p)
+		b.moved(oci, p)
 	case RelationChild:
 		b.addProcess(p, Finding{
 			Kind: NestedUserns, Severity: Info, Capabilities: p.Caps.Effective,
@@ -356,9 +362,10 @@ func (b *book) process(oci OCI, p *Process) {
 }
 
 // moved tells of a process that left its container's cgroup, where no container's own
-// programs go: to hide, or to be taken for another's.
-func (b *book) moved(p *Process) {
-	if p.Elsewhere == "" {
+// programs go: to hide, or to be taken for another's. Where it holds too much besides, that
+// is found and says the same.
+func (b *book) moved(oci OCI, p *Process) {
+	if p.Elsewhere == "" || !excessOf(oci, p.Caps).Empty() {
 		return
 	}
 	b.addProcess(p, Finding{
@@ -606,6 +613,25 @@ func (b *book) noNewPrivileges(oci OCI, p *Process) {
 		Message: fmt.Sprintf("%s%s runs without no_new_privs, which the OCI spec sets and the kernel never clears: it was not started from that spec", which, b.who(p)),
 		Remedy:  outsideHelp,
 	}, !b.bundle().NoNewPrivileges))
+}
+
+// joined tells of a process of the node that joined the pid namespace of one of the
+// containers, of which it is not known.
+func (b *book) joined() {
+	const most = 5
+	names := b.container.MayHaveJoined
+	candidates := strings.Join(names[:min(len(names), most)], ", ")
+	if len(names) > most {
+		candidates += fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	p := &b.container.Processes[0]
+	id := findingID(b.node.BootID, string(UnknownOrigin), b.container.ID)
+	b.addProcess(p, Finding{
+		ID: id, Incident: id, Kind: UnknownOrigin, Severity: Critical, Capabilities: p.Caps.Permitted,
+		Message: fmt.Sprintf("process %d %s in %s joined the pid namespace of a container from the node, with %s; which one may not be read, it is one of: %s",
+			p.PID, strconv.QuoteToASCII(clip(p.Name)), strconv.QuoteToASCII(clip(b.container.ID)), list(p.Caps.Permitted), candidates),
+		Remedy: keepEvidence + "Then find who started it (nsenter, or a debugger on the node). With CAP_SYS_PTRACE (the chart's agent.deepInspection) the container is named: compare /proc/PID/ns/pid.",
+	})
 }
 
 func (b *book) unmanaged() {

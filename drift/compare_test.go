@@ -161,7 +161,10 @@ func TestCompare(t *testing.T) {
 			p.Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Permitted: bind | sysAdmin, Effective: bind | sysAdmin, Bounding: bind}}}
 		})), []string{"critical thread_excess 10/12 CAP_SYS_ADMIN"}},
 		"no_new_privs declared and missing": {container(restricted, process(10, 1000, 0, bind)), []string{"high nnp_missing 10"}},
-		"missing in one thread":             {container(restricted, tweak(tweak(process(10, 1000, 0, bind), nnp), func(p *drift.Process) { no := false; p.Threads = []drift.Thread{{TID: 12, UID: 1000, NoNewPrivileges: &no}} })), []string{"high nnp_missing 10/12"}},
+		"missing in one thread": {container(restricted, tweak(tweak(process(10, 1000, 0, bind), nnp), func(p *drift.Process) {
+			no := false
+			p.Threads = []drift.Thread{{TID: 12, UID: 1000, NoNewPrivileges: &no}}
+		})), []string{"high nnp_missing 10/12"}},
 		"a host process in a pod with its own user namespace": {container(userns, tweak(process(10, 100000, defaults, defaults), inPod), process(11, 0, defaults, defaults)), []string{
 			"critical userns_escape 11 " + names(defaults)}},
 		"the same where only maps are readable, with less than allowed": {container(userns, tweak(tweak(process(10, 100000, defaults, defaults), inPod), blind), tweak(process(11, 0, chown, chown), blind)), []string{

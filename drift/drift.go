@@ -169,6 +169,9 @@ type Container struct {
 	// uid: it may be another version than what runs.
 	ByName bool `json:"-"`
 
+	// MayHaveJoined are the labels of the containers one of whose pid namespaces a process
+	// has joined that is found here, where no more is known of it than that it joined one.
+	MayHaveJoined []string `json:"-"`
 	// Undeclared is true when no source could be read that tells what was declared for it.
 	Undeclared bool `json:"-"`
 	// Ended is true when the runtime says that it runs no more, and processes are left

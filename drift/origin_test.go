@@ -2,6 +2,7 @@ package drift_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/capdrift/capdrift/capdecode"
@@ -125,6 +126,18 @@ func TestWhoIsBlamed(t *testing.T) {
 		if !slices.Equal(got, row.want) {
 			t.Errorf("%s: told %q, want %q", name, got, row.want)
 		}
+	}
+}
+
+// TestJoined: a process of the node in the pid namespace of some container is one critical
+// of the node, which accuses none of them.
+func TestJoined(t *testing.T) {
+	no := false
+	session := drift.Container{ID: "/user.slice/session-7.scope", Managed: &no, Observation: drift.Observed,
+		MayHaveJoined: []string{"a", "b", "c", "d", "e", "f"}, Processes: []drift.Process{process(50, 0, all, all), process(51, 0, all, all)}}
+	got := drift.Compare(node(), session)
+	if len(got) != 1 || got[0].Severity != drift.Critical || got[0].ContainerID != "" || !strings.Contains(got[0].Message, "one of: a, b, c, d, e and 1 more") {
+		t.Errorf("told %+v", got)
 	}
 }
 
