@@ -60,6 +60,9 @@ type Change struct {
 	Resolved  string // why a finding was resolved: "ended", "explained", "unknown", "boot", "policy"
 	Component *Component
 	Coverage  *drift.Coverage
+	// About is the container of a finding above [drift.Info] that was opened or updated, for
+	// the journal: what was declared for it outlives it. nil for all others.
+	About *drift.Container
 }
 
 // Feed is the node's truth and how it changes, as servers need it.

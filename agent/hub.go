@@ -96,6 +96,7 @@ func newest(kept []Change) []Change {
 // bare returns a change without the processes of its container, which would be kept as
 // long as it is.
 func bare(change Change) Change {
+	change.About = nil
 	if change.Container != nil {
 		container := *change.Container
 		container.Processes = nil

@@ -584,6 +584,9 @@ func (l *Loop) publish(changes []Change) {
 	for i := range changes {
 		s.sequence++
 		changes[i].Position = Position{s.node.BootID, l.Epoch, s.sequence}
+		if f := changes[i].Finding; f != nil && changes[i].Kind != FindingResolved && f.Severity > drift.Info {
+			changes[i].About = s.containers[f.ContainerID]
+		}
 	}
 	open := s.ledger.findings()
 	// A journal that fails is asked again although nothing happens: else a quiet node
