@@ -196,6 +196,7 @@ func (m *Members) Follow(containers []drift.Container) []drift.Limit {
 		}
 	}
 	m.add(fresh)
+	m.knowElsewhere(containers)
 	m.look.origins = m.origins()
 	if m.look.foreign {
 		m.replace()
@@ -253,6 +254,25 @@ func (g *member) know(processes []drift.Process) {
 	slices.Sort(g.known)
 	g.known = slices.Compact(g.known)
 	g.stale = g.stale || len(g.known) != before
+}
+
+// knowElsewhere takes processes for told that are in the cgroup of one container and came
+// from another, with which they are given.
+func (m *Members) knowElsewhere(containers []drift.Container) {
+	for _, c := range containers {
+		for i := range c.Processes {
+			p := c.Processes[i]
+			if p.Elsewhere == "" {
+				continue
+			}
+			for _, g := range m.groups {
+				if g.root != "" && below(p.Elsewhere, g.root) {
+					p.Elsewhere = ""
+					g.know([]drift.Process{p})
+				}
+			}
+		}
+	}
 }
 
 // add follows containers. One whose cgroup lies in another's takes it from that.

@@ -548,6 +548,7 @@ func (s *sweep) read() error {
 			unknown++
 		}
 	}
+	s.giveBack()
 	s.takeChildren(pids[members:], readings[members:])
 	if unknown > 0 {
 		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")

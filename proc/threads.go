@@ -84,11 +84,10 @@ func (r *reader) threadsExplained(l *look, c *drift.Container, p *drift.Process,
 	if err != nil || p.Lineage != nil || !l.needsOrigin(c, p) {
 		return read, skipped, err
 	}
-	explained, _, err := r.withOrigin(l, c, *p)
+	explained, _, err := r.withOrigin(l, c, *p, l.needsOrigin)
 	if err != nil {
 		return 0, 0, err
 	}
-	explained.Elsewhere = p.Elsewhere
 	*p = explained
 	return r.threads(p, most, turn)
 }
