@@ -169,6 +169,15 @@ type Container struct {
 	// in its cgroup all the same.
 	Ended bool `json:"ended,omitempty"`
 
+	// RuntimeID is the id by which the runtime knows it, and its cgroup is named, where
+	// that is not ID: ids of the runtime are unique within a namespace of its own alone.
+	RuntimeID string `json:"-"`
+	// Undeclared is true where a runtime that tells what was declared for others could not
+	// tell it for this container, and no other source did: Declared.OCI is nil, and Reason
+	// says why. A pod's author can bring that about by what he writes, so it excuses
+	// nothing: it is to be judged by what else is known.
+	Undeclared bool `json:"-"`
+
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
 	CgroupPath string    `json:"-"` // OCI linux.cgroupsPath, in either driver's form
