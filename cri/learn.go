@@ -74,7 +74,7 @@ func (c *Client) learn(ctx context.Context, running, ended []*subject) {
 func (c *Client) learnRunning(ctx context.Context, running []*subject) {
 	var group errgroup.Group
 	group.SetLimit(c.parallel)
-	unanswered := &silence{most: int64(c.parallel)}
+	var unanswered silences
 	for _, s := range running {
 		if known, ok := c.known[s.key]; ok {
 			s.facts = known
@@ -85,7 +85,7 @@ func (c *Client) learnRunning(ctx context.Context, running []*subject) {
 			continue
 		}
 		group.Go(func() error {
-			c.find(ctx, s, unanswered)
+			c.find(ctx, s, &unanswered)
 			return nil
 		})
 	}
@@ -124,31 +124,29 @@ func (c *Client) learnEnded(ctx context.Context, ended []*subject) {
 	_ = group.Wait()
 }
 
-// silence counts the questions of one inventory that stayed without an answer: a
+// silences counts the questions of one inventory that stayed without an answer: a
 // runtime that hangs costs a few timeouts, not one for each container.
-type silence struct {
-	most int64
-	n    atomic.Int64
-}
+type silences struct{ statuses, records atomic.Int64 }
 
-func (s *silence) note(err error) {
+func note(count *atomic.Int64, err error) {
 	if errors.Is(err, context.DeadlineExceeded) {
-		s.n.Add(1)
+		count.Add(1)
 	}
 }
 
-func (s *silence) over() bool { return s.n.Load() >= s.most }
+// hangs reports whether no more questions of a kind are worth asking.
+func (c *Client) hangs(count *atomic.Int64) bool { return count.Load() >= int64(c.parallel) }
 
 // find asks for the facts of one container, and where its status fails looks for them
 // elsewhere.
-func (c *Client) find(ctx context.Context, s *subject, unanswered *silence) {
+func (c *Client) find(ctx context.Context, s *subject, unanswered *silences) {
 	s.asked = true
-	hangs := unanswered.over()
+	hangs := c.hangs(&unanswered.statuses)
 	if hangs {
-		s.err = fmt.Errorf("%s: not asked, because %d questions before it stayed without an answer", c.path, unanswered.most)
+		s.err = fmt.Errorf("%s: not asked, because %d questions before it stayed without an answer", c.path, unanswered.statuses.Load())
 	} else {
 		s.facts, s.err = s.ask(ctx)
-		unanswered.note(s.err)
+		note(&unanswered.statuses, s.err)
 		hangs = errors.Is(s.err, context.DeadlineExceeded)
 	}
 	if s.err == nil || ctx.Err() != nil || errors.Is(s.err, errVanished) || errors.Is(s.err, errLater) {
@@ -156,7 +154,7 @@ func (c *Client) find(ctx context.Context, s *subject, unanswered *silence) {
 	}
 	if s.runs != nil && !hangs {
 		runs, err := s.runs(ctx)
-		unanswered.note(err)
+		note(&unanswered.statuses, err)
 		switch {
 		case errors.Is(err, errVanished) || err == nil && !runs:
 			s.err = errVanished
@@ -166,7 +164,7 @@ func (c *Client) find(ctx context.Context, s *subject, unanswered *silence) {
 		}
 	}
 	c.elsewhere(ctx, s, unanswered)
-	s.settled = !unanswered.over()
+	s.settled = !c.hangs(&unanswered.statuses)
 }
 
 // elsewhere takes what was declared for a container from where its verbose status is
@@ -176,12 +174,12 @@ func (c *Client) find(ctx context.Context, s *subject, unanswered *silence) {
 // bundle's config.json, which the runtime wrote for the OCI runtime and which is read at
 // any size. Where neither tells, the container is told as one without a declaration, to
 // be judged by less.
-func (c *Client) elsewhere(ctx context.Context, s *subject, unanswered *silence) {
+func (c *Client) elsewhere(ctx context.Context, s *subject, unanswered *silences) {
 	why, f := s.err, s.facts
 	notes := ""
-	if c.containerd && s.runs != nil && !unanswered.over() {
+	if c.containerd && s.runs != nil && !c.hangs(&unanswered.records) {
 		recorded, err := c.recorded(ctx, s.namespace, s.id)
-		unanswered.note(err)
+		note(&unanswered.records, err)
 		switch {
 		case errors.Is(err, errLater):
 			s.err = err
@@ -193,7 +191,7 @@ func (c *Client) elsewhere(ctx context.Context, s *subject, unanswered *silence)
 		if s.Sandbox {
 			f.cri = nil
 		}
-		if !unanswered.over() {
+		if !c.hangs(&unanswered.records) {
 			f.pid = c.taskPID(ctx, s.namespace, s.id)
 		}
 	}
