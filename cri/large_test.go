@@ -41,7 +41,7 @@ func longInfo(n int) string {
 // its verbose status too large to send. What is declared comes from where it is then.
 func TestNothingWrittenHidesAContainer(t *testing.T) {
 	const state = `{"stateDir":"/run/containerd/io.containerd.grpc.v1.cri"}`
-	const large, huge = 1_420_000, 4_000_000 // huge is what the expansion of $(NAME) makes
+	const large, huge = 1_420_000, 2_000_000 // huge is what the expansion of $(NAME) makes
 	for what, row := range map[string]struct {
 		noGzip bool
 		status int // bytes of arguments in the verbose status
@@ -53,7 +53,7 @@ func TestNothingWrittenHidesAContainer(t *testing.T) {
 		"a runtime packs it":                        {status: large, record: large, bundle: -1, want: "observed from the status"},
 		"one that cannot pack, and a short record":  {noGzip: true, status: large, record: 1, bundle: -1, want: "observed from the record"},
 		"one that cannot pack, and a long record":   {noGzip: true, status: large, record: large, bundle: large, want: "observed from the bundle", limit: "config.json"},
-		"one that packs, and no record":             {noGzip: true, status: large, record: -1, bundle: large, want: "observed from the bundle", limit: "config.json"},
+		"one that cannot pack, and no record":       {noGzip: true, status: large, record: -1, bundle: large, want: "observed from the bundle", limit: "config.json"},
 		"more than is held when it is unpacked":     {status: huge, record: huge, bundle: huge, want: "observed from the bundle", limit: "config.json"},
 		"more than is held, and a short record":     {status: huge, record: 1, bundle: huge, want: "observed from the record"},
 		"one that cannot pack, and nothing besides": {noGzip: true, status: large, record: large, bundle: -1, want: "undeclared"},
