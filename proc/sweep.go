@@ -62,6 +62,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		return drift.Sweep{}, err
 	}
 	defer s.tree.close()
+	s.look.origins = s.origins()
 
 	s.locate()
 	s.explore()
@@ -412,20 +413,33 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 // cgroupOf returns the cgroup that /proc/PID/cgroup tells for the main hierarchy,
 // the root if it tells none.
 func (s *sweep) cgroupOf(r *reader, pid int) string {
-	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
-	return path.Join(s.namespaceRoot, s.cgroupTold(r, strconv.Itoa(pid)))
+	cgroup, _ := s.cgroupKnown(r, pid)
+	return cgroup
 }
 
-// cgroupTold returns the path as the file tells it, which is relative to the root
-// of the reader's cgroup namespace; cgroup_namespaces(7).
+// cgroupKnown is cgroupOf, and false where the file tells none.
+func (s *sweep) cgroupKnown(r *reader, pid int) (string, bool) {
+	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
+	told, ok := s.told(r, strconv.Itoa(pid))
+	return path.Join(s.namespaceRoot, told), ok && !s.unrooted.Load()
+}
+
+// cgroupTold returns the path as the file tells it, "/" where it tells none.
 func (s *sweep) cgroupTold(r *reader, process string) string {
+	cgroup, _ := s.told(r, process)
+	return cgroup
+}
+
+// told returns the path as the file tells it, which is relative to the root of the
+// reader's cgroup namespace; cgroup_namespaces(7).
+func (s *sweep) told(r *reader, process string) (string, bool) {
 	text, err := r.file(r.proc, process+"/cgroup")
 	if err == nil {
 		if cgroup, ok := parseCgroup(text, s.main.controller); ok {
-			return cgroup
+			return cgroup, true
 		}
 	}
-	return "/"
+	return "/", false
 }
 
 // cgroupNamespaceRoot returns which cgroup of the tree is the root of the reader's
@@ -492,13 +506,6 @@ func (s *sweep) read() error {
 			pids = append(pids, pid)
 		}
 	}
-	type reading struct {
-		process      *drift.Process
-		born         birth
-		err          error
-		apart, stray bool // in a pid namespace below; in no group yet
-		cgroup       string
-	}
 	readings := make([]reading, len(pids))
 	start := 0
 	for at, g := range s.groups {
@@ -511,20 +518,10 @@ func (s *sweep) read() error {
 	}
 	err := s.parallel(len(pids), func(r *reader, i int) {
 		o := &readings[i]
-		if i >= members {
-			o.apart, o.err = r.apart(pids[i])
-			if o.err != nil || !o.apart && !s.look.foreign {
-				return
-			}
-			o.cgroup = s.cgroupOf(r, pids[i])
-			if _, _, container := outermostContainer(o.cgroup); !o.apart && !container && s.lister(o.cgroup) == nil {
-				return
-			}
-			o.stray, o.process = true, new(drift.Process)
-		}
-		*o.process, o.born, o.err = r.process(&s.look, pids[i])
-		if o.stray && o.cgroup != s.cgroupOf(r, pids[i]) {
-			o.err = ErrVanished // or moved, and which process was where is not known
+		if i < members {
+			*o.process, o.born, o.err = r.explained(&s.look, &s.claims[pids[i]].container, pids[i])
+		} else {
+			s.readOutsider(r, pids[i], o)
 		}
 	})
 	if err != nil {
@@ -544,13 +541,17 @@ func (s *sweep) read() error {
 	}
 	unknown := 0
 	for i := members; i < len(pids); i++ {
-		switch o := readings[i]; {
-		case o.stray:
-			s.take(s.home(o.cgroup), pids[i], o.process, o.born, o.err)
+		switch o := &readings[i]; {
+		case o.process != nil:
+			if o.owner == nil {
+				o.owner = s.home(o.cgroup)
+			}
+			s.take(o.owner, pids[i], o.process, o.born, o.err)
 		case o.err != nil && !errors.Is(o.err, ErrVanished):
 			unknown++
 		}
 	}
+	s.takeChildren(pids[members:], readings[members:])
 	if unknown > 0 {
 		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
 	}
@@ -569,22 +570,6 @@ func (s *sweep) take(g *group, pid int, p *drift.Process, born birth, err error)
 		born.known = true
 		s.births = append(s.births, born)
 	}
-}
-
-// apart tells whether a process lives in a pid namespace below the node's, as
-// containers do. A user namespace alone makes none: systemd's services
-// (PrivateUsers=) and sandboxes of all kinds have one.
-func (r *reader) apart(pid int) (bool, error) {
-	status, err := r.openStatus(pid)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(status)
-	s, err := r.status(status, pid)
-	if err != nil || s.kernel() || s.ended() && s.Threads <= 1 {
-		return false, err
-	}
-	return s.Depth > 1, nil
 }
 
 // lister returns the innermost group whose cgroups include the given one, nil if
@@ -632,7 +617,7 @@ func (s *sweep) verify() error {
 		}
 		still := func(pid int) bool { _, ok := slices.BinarySearch(listed, pid); return ok }
 		before := len(g.processes) + len(g.failures)
-		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return !still(p.PID) })
+		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return p.Elsewhere == "" && !still(p.PID) })
 		g.failures = slices.DeleteFunc(g.failures, func(f failure) bool { return !still(f.pid) })
 		g.vanished = before - len(g.processes) - len(g.failures)
 	})
@@ -670,7 +655,7 @@ func (s *sweep) readThreads() error {
 	}
 	err := s.parallel(len(jobs), func(r *reader, i int) {
 		j := &jobs[i]
-		j.read, j.skipped, j.err = r.threads(j.p, j.n, s.turn)
+		j.read, j.skipped, j.err = r.threadsExplained(&s.look, &j.g.container, j.p, j.n, s.turn)
 	})
 	if err != nil {
 		return err
@@ -707,6 +692,8 @@ func (s *sweep) result() drift.Sweep {
 		}
 		given[g.container.ID] = true
 		g.container.Managed = new(false)
+		g.container.Pod = s.podOf(g)
+		g.container.MayHaveJoined = s.mayHaveJoined(g)
 	}
 	s.places = make(map[string]place, len(s.groups))
 	out.Containers = make([]drift.Container, 0, len(s.groups))

@@ -24,11 +24,11 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32) (read, skipped
 	if most == 0 {
 		return 0, others, nil
 	}
-	stat, err := open(r.proc, r.of(p.PID, "stat"), 0)
+	file, err := open(r.proc, r.of(p.PID, "stat"), 0)
 	if err != nil {
 		return 0, 0, outcome(r.of(p.PID, "stat"), err)
 	}
-	defer unix.Close(stat)
+	defer unix.Close(file)
 	dir, err := open(r.proc, r.of(p.PID, "task"), unix.O_DIRECTORY)
 	if err != nil {
 		return 0, others, outcome(r.of(p.PID, "task"), err)
@@ -54,26 +54,43 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32) (read, skipped
 			return read, skipped + len(tids) - read, err
 		}
 		read++
-		t := drift.Thread{TID: tid, UID: s.UID[1], NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), Caps: s.Caps}
-		if t.Caps != p.Caps || t.UID != p.UID || !same(t.NoNewPrivileges, p.NoNewPrivileges) || !same(t.Seccomp, p.Seccomp) {
+		t := drift.Thread{TID: tid, UID: s.UID[1], UIDs: s.uids(), NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), Caps: s.Caps}
+		if t.Caps != p.Caps || t.UIDs != p.UIDs || !same(t.NoNewPrivileges, p.NoNewPrivileges) || !same(t.Seccomp, p.Seccomp) {
 			t.Name = s.Comm()
 			differing = append(differing, t)
 		}
 	}
-	text, err := r.read(stat)
+	text, err := r.read(file)
 	if err != nil {
 		return 0, 0, readError(r.of(p.PID, "stat"), err)
 	}
-	start, err := parseStat(text)
+	now, err := parseStat(text)
 	if err != nil {
 		return 0, 0, locate(err, r.of(p.PID, "stat"))
 	}
-	if start != p.StartTime {
+	if now.start != p.StartTime {
 		return 0, 0, ErrVanished
 	}
 	slices.SortFunc(differing, func(a, b drift.Thread) int { return a.TID - b.TID })
-	p.Threads = differing
+	p.Threads, p.ThreadsRead = differing, skipped == 0
 	return read, skipped, nil
+}
+
+// threadsExplained is threads and, where one of them needs an explanation that the leader
+// does not, where the process came from. The threads are then read once more: a stage of the
+// runtime, whose threads hold what the runtime does, may have executed its program since.
+func (r *reader) threadsExplained(l *look, c *drift.Container, p *drift.Process, most int, turn uint32) (read, skipped int, err error) {
+	read, skipped, err = r.threads(p, most, turn)
+	if err != nil || p.Lineage != nil || !l.needsOrigin(c, p) {
+		return read, skipped, err
+	}
+	explained, _, err := r.withOrigin(l, c, *p)
+	if err != nil {
+		return 0, 0, err
+	}
+	explained.Elsewhere = p.Elsewhere
+	*p = explained
+	return r.threads(p, most, turn)
 }
 
 // thread reads task/TID/status.
