@@ -129,7 +129,7 @@ func TestEndedContainers(t *testing.T) {
 		for range 3 {
 			got := inventory(t, client).Ended
 			at := slices.IndexFunc(got, func(c drift.Container) bool { return !c.Sandbox })
-			if len(got) != 2 || got[at].Observation != drift.Partial || !strings.Contains(got[at].Reason, "is not JSON") {
+			if len(got) != 2 || got[at].Observation != drift.Partial || !got[at].Undeclared || !strings.Contains(got[at].Reason, "is not JSON") {
 				t.Errorf("%+v", got)
 			}
 		}

@@ -29,8 +29,9 @@ type facts struct {
 	oci        *drift.OCI
 	bundle     *drift.OCI // what the OCI runtime read, where it could be read
 	missing    []string   // why this is not all
-	// weak is true where the runtime could not tell what was declared, and its bundle did.
-	weak bool
+	// weak is true where the runtime could not tell what was declared, and its bundle did;
+	// undeclared where no source did, for a reason of this container's own.
+	weak, undeclared bool
 }
 
 func (f *facts) lacks(what string) { f.missing = append(f.missing, what) }

@@ -381,7 +381,7 @@ func conclude(subjects []*subject, sandboxes map[string]facts) []drift.Container
 		container.CgroupPath, container.Binary = s.facts.cgroupPath, s.facts.binary
 		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle, Privileged: s.facts.privileged}
 		container.Observation = drift.Observed
-		container.Undeclared = s.err != nil && s.facts.oci == nil
+		container.Undeclared = s.facts.undeclared
 		s.facts.shim = cmp.Or(s.facts.shim, sandboxes[s.sandboxID].shim)
 		guest := s.facts.unsupported(container.RuntimeHandler)
 		switch {

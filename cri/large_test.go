@@ -168,7 +168,7 @@ func TestARuntimeInTroubleSettlesNothing(t *testing.T) {
 	node.Before = fake.Fail(codes.Internal, "no", "ContainerStatus")
 	server, client := serve(t, node)
 	for range 4 {
-		if c := named(t, inventory(t, client), "default"); c.Observation != drift.Unreadable || !c.Undeclared {
+		if c := named(t, inventory(t, client), "default"); c.Observation != drift.Unreadable || c.Undeclared {
 			t.Errorf("%+v", c)
 		}
 	}

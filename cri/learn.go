@@ -116,7 +116,7 @@ func (c *Client) learnEnded(ctx context.Context, ended []*subject) {
 			s.asked = true
 			if s.facts, s.err = s.ask(ctx); s.err != nil && !errors.Is(s.err, errVanished) {
 				s.facts.lacks(s.err.Error())
-				s.err = nil
+				s.facts.undeclared, s.err = true, nil
 			}
 			return nil
 		})
@@ -164,7 +164,8 @@ func (c *Client) find(ctx context.Context, s *subject, unanswered *silences) {
 		}
 	}
 	c.elsewhere(ctx, s, unanswered)
-	s.settled = !c.hangs(&unanswered.statuses)
+	s.settled = !errors.Is(s.err, errLater) && !c.hangs(&unanswered.statuses)
+	s.facts.undeclared = s.settled && s.err != nil
 }
 
 // elsewhere takes what was declared for a container from where its verbose status is
