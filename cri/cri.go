@@ -11,11 +11,14 @@
 // # Promises
 //
 // Only calls that read are made: Version, Status, the lists and the statuses, and List
-// and Get of containerd's API; and one that listens, Subscribe of containerd's or
+// and Get of containerd's API (namespaces, tasks, containers); and one that listens, Subscribe of containerd's or
 // GetContainerEvents of CRI-O. Every call but that one has a deadline, and a bound on
 // the size of its answer. The environment and the arguments of a container, which a
 // verbose status carries, are never decoded, returned or quoted in an error.
-// One container that cannot be read never hides the others.
+// One container that cannot be read never hides the others, and is not hidden itself by
+// what its pod's author wrote: an answer that is too large to send is asked for in gzip and
+// read as a stream, and what it would have told is looked for elsewhere ([drift.Container]
+// says in Undeclared where it was not found).
 package cri
 
 import (
