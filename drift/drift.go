@@ -172,11 +172,17 @@ type Container struct {
 	// MayHaveJoined are the labels of the containers one of whose pid namespaces a process
 	// has joined that is found here, where no more is known of it than that it joined one.
 	MayHaveJoined []string `json:"-"`
-	// Undeclared is true when no source could be read that tells what was declared for it.
+	// Undeclared is true when no source could be read that tells what was declared for it,
+	// for a reason of its own (a runtime that hangs is none): Declared.OCI is nil, and
+	// Reason says why.
 	Undeclared bool `json:"-"`
 	// Ended is true when the runtime says that it runs no more, and processes are left
 	// in its cgroup all the same.
 	Ended bool `json:"ended,omitempty"`
+
+	// RuntimeID is the id by which the runtime knows it, and its cgroup is named, where
+	// that is not ID: ids of the runtime are unique within a namespace of its own alone.
+	RuntimeID string `json:"-"`
 
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told

@@ -136,6 +136,9 @@ type group struct {
 	problems  []string // why not everything was seen, but for failures
 }
 
+// runtimeID returns the id that the container's cgroup is named after.
+func (g *group) runtimeID() string { return cmp.Or(g.container.RuntimeID, g.container.ID) }
+
 // failure is a process that could not be read.
 type failure struct {
 	pid int
@@ -255,7 +258,7 @@ func amongPods(dir string) bool {
 // named after, nil if there is none.
 func (s *sweep) named(dir string) *group {
 	for _, g := range s.groups {
-		if g.given && g.root == "" && nameCarries(path.Base(dir), g.container.ID) {
+		if g.given && g.root == "" && nameCarries(path.Base(dir), g.runtimeID()) {
 			return g
 		}
 	}
@@ -354,13 +357,13 @@ func (s *sweep) adopt() error {
 func (s *sweep) candidate(g *group) *group {
 	var candidates []*group
 	for _, other := range s.groups {
-		if !other.given && !other.alone && nameCarries(path.Base(other.root), g.container.ID) {
+		if !other.given && !other.alone && nameCarries(path.Base(other.root), g.runtimeID()) {
 			candidates = append(candidates, other)
 		}
 	}
 	for _, other := range s.groups {
 		for _, dir := range other.decoys {
-			if nameCarries(path.Base(dir), g.container.ID) {
+			if nameCarries(path.Base(dir), g.runtimeID()) {
 				inner := &group{hierarchy: other.hierarchy, root: dir}
 				if inner.pids, _, inner.problems = s.list(s.readers[0], inner); slices.Contains(inner.pids, g.container.InitPID) {
 					return inner
@@ -394,7 +397,7 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 	if base := path.Base(root); base == "init.scope" || base == "container" {
 		root = path.Dir(root)
 	}
-	if _, id, named := outermostContainer(root); named && id != g.container.ID || root == "/" || kubernetes(path.Base(root)) {
+	if _, id, named := outermostContainer(root); named && id != g.runtimeID() || root == "/" || kubernetes(path.Base(root)) {
 		return nil
 	}
 	for _, other := range s.groups {

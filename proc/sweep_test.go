@@ -155,6 +155,15 @@ func TestMembership(t *testing.T) {
 			"v2", map[string][]int{"kubepods/podx/" + idA: {10, 11}},
 			[]drift.Container{at(A, "/kubepods/podx/"+idA)}, []string{"A observed 10 11"},
 		},
+		"of another namespace, which its id names and its cgroup does not": {
+			"v2", map[string][]int{"kubepods/podx/" + idA: {10}, "docker/" + idB: {20}},
+			[]drift.Container{A, {ID: "moby/" + idB, RuntimeID: idB, InitPID: 20}}, []string{"A observed 10", "moby/" + idB + " observed 20"},
+		},
+		"of another namespace, with the id of a pod's": {
+			"v2", map[string][]int{"kubepods/podx/" + idA: {10}, "evil/x": {30}},
+			[]drift.Container{A, {ID: "evil/" + idA, RuntimeID: idA, InitPID: 30, CgroupPath: "/evil/x"}},
+			[]string{"A observed 10", "evil/" + idA + " observed 30"},
+		},
 		"cgroupfs on v1, in the hierarchy pids": {
 			"v1", map[string][]int{"pids/kubepods/podx/" + idA: {11, 10, 11}, "cpu/kubepods/podx/" + idA: {10, 11, 12}},
 			[]drift.Container{at(A, "/kubepods/podx/"+idA)}, []string{"A observed 10 11"},
