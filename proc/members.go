@@ -212,7 +212,7 @@ func (m *Members) open() error {
 	}
 	var err error
 	if m.look, err = m.fs.look(m.reader); err == nil && m.tree == nil {
-		m.tree, err = openTree(m.fs.cgroup)
+		m.tree, err = openTree(m.fs.cgroup, m.reader.hierarchies())
 	}
 	return err
 }

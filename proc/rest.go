@@ -32,7 +32,7 @@ func usageFile(h hierarchy, root string) string {
 	switch {
 	case h == hierarchy{}:
 		return path.Join(h.at(root), "cpu.stat") // usage_usec comes first
-	case h.directory == "pids":
+	case h.field == "pids":
 		return path.Join(hierarchy{directory: "cpuacct"}.at(root), "cpuacct.usage")
 	}
 	return ""

@@ -58,7 +58,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		c.Processes = nil
 		s.groups = append(s.groups, &group{container: c, before: before, given: true, silent: c.Observation == drift.UnsupportedRuntime})
 	}
-	if s.tree, err = openTree(fs.cgroup); err != nil {
+	if s.tree, err = openTree(fs.cgroup, s.readers[0].hierarchies()); err != nil {
 		return drift.Sweep{}, err
 	}
 	defer s.tree.close()
@@ -227,7 +227,7 @@ func (s *sweep) explore() {
 			g.guess = !container
 			s.groups = append(s.groups, g)
 			return false
-		case amongPods(dir) && !conmon(base):
+		case amongPods(dir) && !monitorName(base):
 			g.alone = true
 			s.groups = append(s.groups, g)
 		}
@@ -410,7 +410,12 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 // the root if it tells none.
 func (s *sweep) cgroupOf(r *reader, pid int) string {
 	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
-	return path.Join(s.namespaceRoot, s.cgroupTold(r, strconv.Itoa(pid)))
+	cgroup := path.Join(s.namespaceRoot, s.cgroupTold(r, strconv.Itoa(pid)))
+	// A container may give a directory a name that ends like this.
+	if left, ok := strings.CutSuffix(cgroup, deletedSuffix); ok && s.main.field == "" && !s.tree.exists(s.main.at(cgroup)) {
+		return left
+	}
+	return cgroup
 }
 
 // cgroupTold returns the path as the file tells it, which is relative to the root
@@ -418,7 +423,7 @@ func (s *sweep) cgroupOf(r *reader, pid int) string {
 func (s *sweep) cgroupTold(r *reader, process string) string {
 	text, err := r.file(r.proc, process+"/cgroup")
 	if err == nil {
-		if cgroup, ok := parseCgroup(text, s.main.controller); ok {
+		if cgroup, ok := parseCgroup(text, s.main.field); ok {
 			return cgroup
 		}
 	}
