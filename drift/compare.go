@@ -120,6 +120,7 @@ func Compare(node Node, c Container) []Finding {
 	if c.Managed != nil && !*c.Managed {
 		b.unmanaged()
 	}
+	b.overdue()
 	if c.Declared.OCI == nil {
 		return b.findings
 	}

@@ -169,6 +169,12 @@ type Container struct {
 	// in its cgroup all the same.
 	Ended bool `json:"ended,omitempty"`
 
+	// Overdue is nil where a look had the time to read all its processes.
+	Overdue *Overdue `json:"-"`
+	// Afresh has a sweep read all processes that the container is given with, also those
+	// of which it is known that they did not run since they were read.
+	Afresh bool `json:"-"`
+
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
 	CgroupPath string    `json:"-"` // OCI linux.cgroupsPath, in either driver's form

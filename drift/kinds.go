@@ -18,6 +18,7 @@ const (
 	UnmanagedContainer  Kind = "unmanaged_container"   // no pod of the CRI explains it
 	Unsupported         Kind = "unsupported_runtime"   // the host's /proc does not show its processes
 	NotReadable         Kind = "unreadable"            // it runs, and could not be read
+	CostlyToRead        Kind = "costly_to_read"        // its processes cannot all be read in time, for long
 )
 
 // The kinds of the hops before it.
@@ -39,7 +40,7 @@ const PolicyViolation Kind = "policy_violation"
 func Kinds() []Kind {
 	return []Kind{
 		BoundingExcess, PermittedExcess, InheritableExcess, ThreadExcess, UsernsEscape, NNPMissing, BecameRoot, NestedUserns,
-		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable,
+		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable, CostlyToRead,
 		CRIMismatch, OCIMismatch, DropIgnored, AddIgnored, UnknownName, IneffectiveAdd, Redundant, PolicyViolation,
 	}
 }

@@ -190,7 +190,7 @@ func (fs *FS) Process(pid int) (drift.Process, error) {
 	if err != nil {
 		return drift.Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
-	if _, _, err := r.threads(&p, fs.options.Threads, 0); err != nil && !errors.Is(err, ErrVanished) {
+	if _, _, _, err := r.threads(&p, fs.options.Threads, 0, 0); err != nil && !errors.Is(err, ErrVanished) {
 		return drift.Process{}, fmt.Errorf("threads of process %d: %w", pid, err)
 	}
 	return p, nil

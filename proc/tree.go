@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -212,8 +213,13 @@ func (r *reader) members(t *tree, h hierarchy, dir string, list []int) (pids []i
 		var tids []int
 		tids, zeros, err = r.procs(t.fd, path.Join(h.at(dir), "cgroup.threads"), nil)
 		pids = list
+		r.spent(0)
 		for _, tid := range tids {
+			if r.threaded >= threadedTime {
+				return pids, zeros, fmt.Errorf("the threaded cgroup %s: asking its threads for their process takes more than %v of processor time", printable(dir), threadedTime)
+			}
 			text, err := r.file(r.proc, r.of(tid, "status"))
+			r.threaded += r.spent(tid)
 			if err != nil {
 				continue // ended
 			}
@@ -227,6 +233,10 @@ func (r *reader) members(t *tree, h hierarchy, dir string, list []int) (pids []i
 	}
 	return pids, zeros, nil
 }
+
+// threadedTime bounds how long the threads in a container's threaded cgroups are asked
+// for their process.
+const threadedTime = 20 * time.Millisecond
 
 // procs reads a list of pids of whatever length.
 func (r *reader) procs(tree int, file string, list []int) (pids []int, zeros int, err error) {
