@@ -479,7 +479,7 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 	present := make(map[string]bool, len(seen))
 	for i := range seen {
 		c := seen[i]
-		drift.Settle(s.node, &c)
+		drift.Settle(s.node, s.runtime, &c)
 		if c.Managed != nil && !*c.Managed && slices.Contains(s.starting, c.ID) {
 			c.Managed, c.Observation, c.Reason = new(true), drift.Partial, "its runtime is starting it"
 		}
@@ -667,7 +667,7 @@ func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Ch
 		return list
 	})
 	current := l.state.containers[c.ID]
-	drift.Settle(l.state.node, current)
+	drift.Settle(l.state.node, l.state.runtime, current)
 	l.state.rules.mark(c.ID)
 	now := l.Now()
 	changes := l.state.ledger.take(sample{

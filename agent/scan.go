@@ -165,7 +165,7 @@ func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
 	}
 	for i := range sweep.Containers {
 		c := &sweep.Containers[i]
-		drift.Settle(node, c)
+		drift.Settle(node, seen.runtime, c)
 		if c.Managed != nil && !*c.Managed && slices.Contains(inventory.Starting, c.ID) {
 			c.Managed, c.Observation, c.Reason = new(true), drift.Partial, "its runtime is starting it"
 		}

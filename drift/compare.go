@@ -1,13 +1,13 @@
 package drift
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/capdrift/capdrift/capdecode"
 )
@@ -41,10 +41,11 @@ func (o OCI) AtStart() capdecode.Sets {
 	}
 }
 
-// upTo cuts the sets to what the kernel knows: a spec may name capabilities
-// that are newer than the kernel, and their absence is no drift.
+// upTo cuts the sets to what has a name on both sides: a spec may name capabilities
+// that are newer than the kernel, and a kernel may have some that are newer than every
+// name known here. Neither is drift.
 func (o OCI) upTo(last capdecode.Cap) OCI {
-	known := capdecode.Full(last)
+	known := comparable(last)
 	o.Bounding &= known
 	o.Permitted &= known
 	o.Effective &= known
@@ -53,25 +54,33 @@ func (o OCI) upTo(last capdecode.Cap) OCI {
 	return o
 }
 
-// stageLimit bounds for how long a process is taken at its word when it looks
-// like a runtime's own stage. A real one lives milliseconds; on an overloaded
-// machine it may be seconds. Its name is the process's own to choose, so a
-// disguise must not last.
-const stageLimit = 10 * time.Second
+// newestName is the last capability that has a name here.
+var newestName = func() (newest capdecode.Cap) {
+	for c := range capdecode.Full(capdecode.MaxCap).All() {
+		if c.Known() {
+			newest = c
+		}
+	}
+	return newest
+}()
 
-// stageNames are the names of runc's and crun's processes between joining the
-// container's cgroup and executing its program (runc nsenter/nsexec.c).
-var stageNames = []string{"runc:[0:PARENT]", "runc:[1:CHILD]", "runc:[2:INIT]", "runc", "crun", "youki:[1:INTER]", "youki:[2:INIT]"}
+// comparable returns the capabilities that a kernel whose last one is given and the
+// specs can both speak of.
+func comparable(last capdecode.Cap) capdecode.Set { return capdecode.Full(min(last, newestName)) }
 
 // Settle completes what the processes of a container tell only together: where
-// each one's user namespace lies, its uid in the container, and whether it is
-// still a stage of the runtime. It writes to c.Processes.
-func Settle(node Node, c *Container) {
-	members := make(map[int]bool, len(c.Processes))
-	for i := range c.Processes {
-		members[c.Processes[i].PID] = true
+// each one's user namespace lies, its uid in the container, whether it came from
+// outside, and whether it is still a stage of the runtime. It writes to c.Processes.
+// runtime is nil where none answered.
+func Settle(node Node, runtime *Runtime, c *Container) {
+	s := settling{node: node, c: c, byPID: make(map[int]*Process, len(c.Processes))}
+	if runtime != nil {
+		s.handler = runtime.Handlers[cmp.Or(c.RuntimeHandler, runtime.DefaultHandler)]
 	}
-	base := home(node, c.Declared.OCI, c.init())
+	for i := range c.Processes {
+		s.byPID[c.Processes[i].PID] = &c.Processes[i]
+	}
+	base := home(node, c)
 	for i := range c.Processes {
 		p := &c.Processes[i]
 		p.UserNamespace.Relation = relate(node.UserNamespace, base, p.UserNamespace)
@@ -79,11 +88,12 @@ func Settle(node Node, c *Container) {
 		if uid, ok := inside(base.UIDMap, p.UID); ok {
 			p.ContainerUID = &uid
 		}
-		p.Observation = Observed
-		// A stage's parent is the runtime, outside; what runs inside has its
-		// parent inside.
-		if slices.Contains(stageNames, p.Name) && !members[p.ParentPID] && p.Age < stageLimit {
+		p.Entered = p.Entered || s.cameFromOutside(p)
+		switch p.Observation = Observed; {
+		case s.isStage(p, 0):
 			p.Observation = Starting
+		case s.isHelper(p):
+			p.Observation = Helper
 		}
 	}
 }
@@ -118,14 +128,19 @@ func Compare(node Node, c Container) []Finding {
 		})
 	}
 	if c.Managed != nil && !*c.Managed {
-		b.unmanaged()
+		if len(c.MayHaveJoined) > 0 {
+			b.joined()
+		} else {
+			b.unmanaged()
+		}
 	}
 	b.overdue()
 	if c.Declared.OCI == nil {
 		return b.findings
 	}
 	b.processes(func(int) bool { return true })
-	return b.findings
+	b.droppedByAll()
+	return b.merged()
 }
 
 // CompareProcesses is [Compare] for some of a settled container's processes: those
@@ -135,29 +150,74 @@ func CompareProcesses(node Node, c Container, pids []int) []Finding {
 	if c.Declared.OCI != nil && c.Observation != UnsupportedRuntime {
 		b.processes(func(pid int) bool { return slices.Contains(pids, pid) })
 	}
-	return b.findings
+	return b.merged()
 }
 
 func (b *book) processes(compared func(pid int) bool) {
 	oci := b.container.Declared.OCI.upTo(b.node.CapLastCap)
 	for i := range b.container.Processes {
-		if p := &b.container.Processes[i]; p.Observation != Starting && compared(p.PID) {
+		p := &b.container.Processes[i]
+		switch {
+		case !compared(p.PID), p.Observation == Starting, p.Observation == Helper:
+		case b.isOfAnother(p):
+		default:
 			b.process(oci, p)
 		}
 	}
 }
 
-// Confirm keeps the findings that both looks agree on: the same process, the
-// same kind and the same capabilities. Findings of severity [Info] need no
-// second look and are taken from the second.
+// isOfAnother reports whether a process in the container's cgroup is another container's:
+// a sweep puts it there, and it is held against what was declared for that one.
+func (b *book) isOfAnother(p *Process) bool {
+	return p.Elsewhere == "" && p.Lineage != nil && p.Lineage.Origin != "" && p.Lineage.Origin != b.container.ID
+}
+
+// merged returns one finding for what several processes show in the same way: a process
+// can start others as often as it likes, and its number is no part of what is found. The
+// worst comes first, and names the process.
+func (b *book) merged() []Finding {
+	at := make(map[string]int, len(b.findings))
+	var list []Finding
+	for _, f := range b.findings {
+		i, known := at[f.ID]
+		switch {
+		case !known:
+			at[f.ID] = len(list)
+			list = append(list, f)
+			continue
+		case f.Severity > list[i].Severity:
+			f.Processes += list[i].Processes
+			f.Capabilities |= list[i].Capabilities
+			list[i] = f
+		case f.PID != list[i].PID: // and not a thread of the same
+			list[i].Processes += f.Processes
+			fallthrough
+		default:
+			list[i].Capabilities |= f.Capabilities
+		}
+	}
+	return list
+}
+
+// Agree reports whether two findings are about the same: of one id, and where they are
+// about capabilities, about one at least that is in both. What a process holds is its own
+// to vary below what it could hold, so the sets need not be equal.
+func Agree(a, b Finding) bool {
+	return a.ID == b.ID && (a.Capabilities == b.Capabilities || a.Capabilities&b.Capabilities != 0)
+}
+
+// Confirm keeps the findings that both looks agree on (see [Agree]), whichever process
+// shows them. Findings of severity [Info] need no second look and are taken from the
+// second.
 func Confirm(first, second []Finding) []Finding {
-	seen := make(map[string]bool, len(first))
+	seen := make(map[string]Finding, len(first))
 	for _, f := range first {
-		seen[f.ID] = true
+		seen[f.ID] = f
 	}
 	var kept []Finding
 	for _, f := range second {
-		if f.Severity == Info || seen[f.ID] {
+		before, known := seen[f.ID]
+		if f.Severity == Info || known && Agree(before, f) {
 			kept = append(kept, f)
 		}
 	}
@@ -189,7 +249,9 @@ type book struct {
 }
 
 func (b *book) add(f Finding) {
-	f.ContainerID, f.Container, f.Pod = b.container.ID, b.container.Name, b.container.Pod
+	if f.Kind != UnknownOrigin { // which is about the node
+		f.ContainerID, f.Container, f.Pod = b.container.ID, b.container.Name, b.container.Pod
+	}
 	if f.ID == "" {
 		f.ID = findingID(b.container.ID, string(f.Kind))
 	}
@@ -220,15 +282,33 @@ func (b *book) bundle() OCI {
 	return b.container.Declared.Bundle.upTo(b.node.CapLastCap)
 }
 
-// addProcess adds a finding about one process. Its id holds the process's whole
-// identity and the capabilities, so two looks give the same id only to the same
-// thing.
+// addProcess adds a finding about one process. Its id holds neither the process nor the
+// capabilities: whoever is found can change both as often as he likes.
 func (b *book) addProcess(p *Process, f Finding) {
-	f.From, f.Layer, f.PID = LayerOCI, LayerKernel, p.PID
-	f.ID = findingID(b.container.ID, string(f.Kind), b.node.BootID, strconv.Itoa(p.PID),
-		strconv.FormatUint(p.StartTime, 10), strconv.Itoa(f.TID), f.Set, f.Capabilities.Hex())
+	f.From, f.Layer, f.PID, f.StartTime, f.Processes = LayerOCI, LayerKernel, p.PID, p.StartTime, 1
+	if f.ID == "" {
+		f.ID = findingID(b.container.ID, string(f.Kind), f.Set)
+	}
+	if f.Severity > Info {
+		f.Message += b.place(p)
+	}
 	b.add(f)
 }
+
+// place says where a process is that is not where it should be, for the end of a message.
+func (b *book) place(p *Process) string {
+	switch {
+	case p.Elsewhere != "":
+		return fmt.Sprintf(". It is not in the container's cgroup but in %s: it moved there, or joined the container from there", strconv.QuoteToASCII(clip(p.Elsewhere)))
+	case b.container.Ended:
+		return ". The container has ended, and the process lives on in its cgroup"
+	}
+	return ""
+}
+
+// incident is the id that findings of a container share which prove that something runs
+// in it with more than it was given: one cause shows in several sets, threads and flags.
+func (b *book) incident() string { return findingID(b.container.ID, "incident", "excess") }
 
 func findingID(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
@@ -240,11 +320,17 @@ func (b *book) who(p *Process) string {
 	return fmt.Sprintf("process %d %s of %s", p.PID, strconv.QuoteToASCII(clip(p.Name)), b.container.Label())
 }
 
-const outsideHelp = "Nothing inside the container can do this by itself. Look for a process started from the host (runc or crun exec --cap, docker exec --privileged, nsenter), a wrapper runtime or hook that rewrites config.json, or a kernel exploit. Keep the evidence (capdrift scan --pid PID -o json), then delete the pod."
+// keepEvidence is what comes before any other remedy where somebody broke in.
+const keepEvidence = "First keep the evidence: deleting the pod ends its processes, and what is in their memory and open files is lost. Save the output of capdrift scan -o json, freeze the container (ctr -n k8s.io tasks pause ID, or 1 into cgroup.freeze of its cgroup), and cut the pod off by a NetworkPolicy. "
+
+const outsideHelp = keepEvidence + "Then look for what started it from the node (runc or crun exec --cap, docker exec --privileged, nsenter), for a wrapper of the OCI runtime or a hook that rewrites config.json, and for a kernel exploit: a program that stays in the container's user namespace cannot get there by itself."
+
+const undecidedHelp = keepEvidence + "Then tell the two apart: with CAP_SYS_PTRACE (the chart's agent.deepInspection) the identity of its user namespace can be read. Where nobody needs user namespaces, deny unshare(2) and clone(2) with CLONE_NEWUSER by seccomp."
 
 func (b *book) process(oci OCI, p *Process) {
 	switch p.UserNamespace.Relation {
 	case RelationSame:
+		b.moved(p)
 		b.sets(oci, p)
 	case RelationChild:
 		b.addProcess(p, Finding{
@@ -258,7 +344,7 @@ func (b *book) process(oci OCI, p *Process) {
 		foreign := oci.UserNamespace && mapsComparable(b.node, oci) && p.UserNamespace.UIDMap != nil
 		if foreign || p.UserNamespace.Relation == RelationInitial {
 			b.addProcess(p, b.edited(Finding{
-				Kind: UsernsEscape, Severity: Critical, Capabilities: p.Caps.Effective,
+				Kind: UsernsEscape, Severity: Critical, Capabilities: p.Caps.Effective, Incident: b.incident(),
 				Message: fmt.Sprintf("%s is not in the user namespace that the OCI spec gives the container: its effective set %s counts outside it", b.who(p), list(p.Caps.Effective)),
 				Remedy:  outsideHelp,
 			}, !b.bundle().UserNamespace))
@@ -274,9 +360,28 @@ func (b *book) process(oci OCI, p *Process) {
 	b.privileges(oci, p)
 }
 
+// moved tells of a process that left its container's cgroup, where no container's own
+// programs go: to hide, or to be taken for another's.
+func (b *book) moved(p *Process) {
+	if p.Elsewhere == "" {
+		return
+	}
+	b.addProcess(p, Finding{
+		Kind: Moved, Severity: High, Capabilities: p.Caps.Permitted,
+		Message: fmt.Sprintf("%s is the container's by where it came from; it was moved out of the container's cgroup, or joined its namespaces", b.who(p)),
+		Remedy:  keepEvidence + "Then take from the container what lets it write to cgroups of others: CAP_SYS_ADMIN, mounts of /sys/fs/cgroup, hostPID. If it joined from the node (nsenter), find who did.",
+	})
+}
+
+// excessOf returns what sets hold above what a spec allows.
+func excessOf(oci OCI, held capdecode.Sets) capdecode.Set {
+	known := capdecode.Full(newestName)
+	return (held.Bounding.Minus(oci.Bounding) | (held.Permitted | held.Inheritable).Minus(oci.Ceiling())) & known
+}
+
 // sets compares the bitmaps of a process, and of its threads, with the ceilings.
 func (b *book) sets(oci OCI, p *Process) {
-	ceiling, bundle := oci.Ceiling(), b.bundle()
+	ceiling, bundle, known := oci.Ceiling(), b.bundle(), comparable(b.node.CapLastCap)
 	for _, check := range []struct {
 		kind     Kind
 		severity Severity
@@ -289,19 +394,18 @@ func (b *book) sets(oci OCI, p *Process) {
 		{PermittedExcess, Critical, "permitted", p.Caps.Permitted, ceiling, bundle.Ceiling()},
 		{InheritableExcess, High, "inheritable", p.Caps.Inheritable, ceiling, bundle.Ceiling()},
 	} {
-		if excess := check.held.Minus(check.allowed); !excess.Empty() {
-			b.addProcess(p, b.edited(Finding{
+		if excess := check.held.Minus(check.allowed) & known; !excess.Empty() {
+			b.addExcess(p, b.edited(Finding{
 				Kind: check.kind, Severity: check.severity, Set: check.set, Capabilities: excess,
 				Message: fmt.Sprintf("%s holds %s in its %s set; the OCI spec allows %s", b.who(p), list(excess), check.set, list(check.allowed)),
 				Remedy:  outsideHelp,
 			}, excess.Within(check.edited)))
 		}
 	}
+	leader := excessOf(oci, p.Caps)
 	for _, thread := range p.Threads {
-		above := thread.Caps.Bounding.Minus(oci.Bounding) | (thread.Caps.Permitted | thread.Caps.Inheritable).Minus(ceiling)
-		leader := p.Caps.Bounding.Minus(oci.Bounding) | (p.Caps.Permitted | p.Caps.Inheritable).Minus(ceiling)
-		if excess := above.Minus(leader); !excess.Empty() {
-			b.addProcess(p, b.edited(Finding{
+		if excess := excessOf(oci, thread.Caps).Minus(leader) & known; !excess.Empty() {
+			b.addExcess(p, b.edited(Finding{
 				Kind: ThreadExcess, Severity: Critical, TID: thread.TID, Capabilities: excess,
 				Message: fmt.Sprintf("thread %d of %s holds %s, which its leader does not show; the OCI spec allows %s", thread.TID, b.who(p), list(excess), list(ceiling)),
 				Remedy:  outsideHelp,
@@ -310,36 +414,161 @@ func (b *book) sets(oci OCI, p *Process) {
 	}
 }
 
-// privileges compares no_new_privs, the uid and what was gained or given up
-// within the ceiling.
+// addExcess adds what a process holds above what was declared. Where it may be that its
+// user namespace is not the container's after all, the finding says so.
+func (b *book) addExcess(p *Process, f Finding) {
+	f.Incident = b.incident()
+	switch {
+	case f.Cause != "": // explained by config.json
+	case b.isUndecided(p):
+		f.Severity, f.Remedy = High, undecidedHelp
+		f.Message += ". It was started inside the container, and the identity of its user namespace may not be read: it is in one of its own that looks like the container's, or it was put into the container and adopted there"
+	case p.Lineage != nil && b.unknownOrigin(p):
+		f.Message += ". Where it came from is not known: it is neither the container's by its ancestors nor by its mounts, so the container may be innocent of it"
+		id := findingID(b.node.BootID, string(UnknownOrigin)) // one of the node, wherever it shows
+		f.ID, f.Incident, f.Kind, f.Set = id, id, UnknownOrigin, ""
+	}
+	b.addProcess(p, f)
+}
+
+// isUndecided reports whether a process may be in a user namespace of its own whose maps
+// are those of the container's: the identity of its namespace was asked for and refused,
+// and it was not seen to come from outside of the container.
+func (b *book) isUndecided(p *Process) bool {
+	l := p.Lineage
+	return l != nil && len(l.Ancestors) > 0 && l.Ancestors[0].Container && p.UserNamespace.Inode == 0 && !p.Entered
+}
+
+// unknownOrigin reports whether nothing ties a process to the container in whose cgroup it
+// is, nor to the node: it may have been moved there by another container.
+func (b *book) unknownOrigin(p *Process) bool {
+	l := p.Lineage
+	return l.Origin == "" && l.Mount != 0 && b.node.Mount != 0 && l.Mount != b.node.Mount && len(l.Ancestors) > 0 &&
+		!slices.Contains(ociRuntimes, l.Ancestors[0].Name)
+}
+
+// privileges compares no_new_privs, the uid and what was gained within the ceiling.
 func (b *book) privileges(oci OCI, p *Process) {
 	b.noNewPrivileges(oci, p)
 	start := oci.AtStart()
-	becameRoot := oci.UID != 0 && p.ContainerUID != nil && *p.ContainerUID == 0
+	root := rootOf(oci, home(b.node, &b.container), p)
 	gained := p.Caps.Permitted & oci.Ceiling() &^ start.Permitted
-	if becameRoot {
-		severity, how := Medium, "by a setuid program, by setuid(2) with CAP_SETUID, or put there as root from the node"
-		if oci.NoNewPrivileges && !b.everHeld(start, capSetuid) {
-			severity, how = High, "although no_new_privs rules setuid programs out and its first process never held CAP_SETUID"
-		}
-		b.addProcess(p, b.edited(Finding{
-			Kind: BecameRoot, Severity: severity, Capabilities: p.Caps.Permitted,
-			Message: fmt.Sprintf("%s runs as root in a container declared to run as uid %d, %s", b.who(p), oci.UID, how),
-			Remedy:  "Set allowPrivilegeEscalation: false and drop ALL; remove setuid programs from the image.",
-		}, b.bundle().UID == 0))
+	if root.found {
+		b.becameRoot(oci, start, p, root)
 	}
 	if !gained.Empty() {
 		means := "by file capabilities of its program"
-		if becameRoot {
+		if root.found {
 			means = "by becoming root"
 		}
 		b.addProcess(p, Finding{
 			Kind: GainedWithinCeiling, Severity: Info, Set: "permitted", Capabilities: gained,
 			Message: fmt.Sprintf("%s gained %s after its start, %s; the OCI spec allows it", b.who(p), list(gained), means),
-			Remedy:  "To rule it out, set allowPrivilegeEscalation: false and drop what is not needed.",
+			Remedy:  "To rule it out, " + b.lessPrivilege(oci) + ".",
 		})
 	}
-	if dropped := start.Permitted.Minus(p.Caps.Permitted); p.PID == b.container.InitPID && !dropped.Empty() {
+}
+
+// root is how a process is root where none should be.
+type root struct {
+	found bool
+	tid   int    // of the thread; 0 for the leader
+	which string // "" for the effective uid
+	holds capdecode.Set
+}
+
+// rootOf looks for the container's root among the four uids of a process and of each of
+// its threads: a thread, and a saved uid, give root back to the whole process.
+func rootOf(oci OCI, home UserNamespace, p *Process) root {
+	if oci.UID == 0 {
+		return root{}
+	}
+	if which, ok := rootAmong(home, p.uids()); ok {
+		return root{found: true, which: which, holds: p.Caps.Permitted}
+	}
+	for _, t := range p.Threads {
+		if which, ok := rootAmong(home, t.uids()); ok {
+			return root{found: true, tid: t.TID, which: which, holds: t.Caps.Permitted}
+		}
+	}
+	return root{}
+}
+
+// uids returns all four, and the effective one for all where only that is known.
+func (p *Process) uids() UIDs { return p.UIDs.orEffective(p.UID) }
+func (t *Thread) uids() UIDs  { return t.UIDs.orEffective(t.UID) }
+
+func (u UIDs) orEffective(effective uint32) UIDs {
+	if u == (UIDs{}) {
+		return UIDs{effective, effective, effective, effective}
+	}
+	return u
+}
+
+func rootAmong(home UserNamespace, uids UIDs) (which string, found bool) {
+	for _, each := range []struct {
+		name string
+		uid  uint32
+	}{{"", uids.Effective}, {"real", uids.Real}, {"saved", uids.Saved}, {"filesystem", uids.FileSystem}} {
+		if uid, ok := inside(home.UIDMap, each.uid); ok && uid == 0 {
+			return each.name, true
+		}
+	}
+	return "", false
+}
+
+func (b *book) becameRoot(oci OCI, start capdecode.Sets, p *Process, r root) {
+	severity, how := Medium, "by a setuid program, by setuid(2) with CAP_SETUID, or put there as root from the node"
+	if oci.NoNewPrivileges && !b.everHeld(start, capSetuid) {
+		severity, how = High, "although no_new_privs rules setuid programs out and its first process never held CAP_SETUID"
+	}
+	who := b.who(p)
+	if r.tid != 0 {
+		who = fmt.Sprintf("thread %d of %s", r.tid, who)
+	}
+	what := "runs as root"
+	if r.which != "" {
+		what = "keeps root as its " + r.which + " uid, and can be root again at any time,"
+	}
+	f := Finding{
+		Kind: BecameRoot, Severity: severity, TID: r.tid, Capabilities: r.holds,
+		Message: fmt.Sprintf("%s %s in a container declared to run as uid %d, %s", who, what, oci.UID, how),
+		Remedy:  "Look at what it is (capdrift explain). To rule setuid programs out, " + b.lessPrivilege(oci) + ", and remove setuid programs from the image.",
+	}
+	if !excessOf(oci, p.Caps).Empty() {
+		f.Incident = b.incident()
+	}
+	b.addProcess(p, b.edited(f, b.bundle().UID == 0))
+}
+
+// lessPrivilege advises what the spec does not have yet.
+func (b *book) lessPrivilege(oci OCI) string {
+	var advice []string
+	if !oci.NoNewPrivileges {
+		advice = append(advice, "set allowPrivilegeEscalation: false")
+	}
+	if !oci.Bounding.Empty() {
+		advice = append(advice, "drop the capabilities that are not needed (drop: [ALL], then add)")
+	}
+	if len(advice) == 0 {
+		return "deny it by seccomp: the pod spec has no more to take away"
+	}
+	return strings.Join(advice, " and ")
+}
+
+// droppedByAll tells of capabilities that the container's first process was started with
+// and no thread of it holds any more.
+func (b *book) droppedByAll() {
+	p := b.container.init()
+	if p == nil || p.Observation != Observed || p.UserNamespace.Relation != RelationSame || p.ThreadCount > 1 && !p.ThreadsRead {
+		return
+	}
+	held := p.Caps.Permitted
+	for _, t := range p.Threads {
+		held |= t.Caps.Permitted
+	}
+	start := b.container.Declared.OCI.upTo(b.node.CapLastCap).AtStart()
+	if dropped := start.Permitted.Minus(held); !dropped.Empty() {
 		b.addProcess(p, b.edited(Finding{
 			Kind: Dropped, Severity: Info, Set: "permitted", Capabilities: dropped,
 			Message: fmt.Sprintf("%s gave up %s, which it was started with", b.who(p), list(dropped)),
@@ -359,45 +588,62 @@ func (b *book) everHeld(start capdecode.Sets, c capdecode.Cap) bool {
 	return first == nil || first.Caps.Permitted.Has(c)
 }
 
-// noNewPrivileges looks for processes and threads without a flag that the kernel
-// never clears.
-func (b *book) noNewPrivileges(oci OCI, p *Process) {
-	if !oci.NoNewPrivileges {
-		return
-	}
-	if p.NoNewPrivileges != nil && !*p.NoNewPrivileges {
-		b.withoutNoNewPrivileges(p, 0)
-	}
-	for _, thread := range p.Threads {
-		if thread.NoNewPrivileges != nil && !*thread.NoNewPrivileges && (p.NoNewPrivileges == nil || *p.NoNewPrivileges) {
-			b.withoutNoNewPrivileges(p, thread.TID)
-		}
-	}
+// lacksNoNewPrivileges reports whether the leader or a thread of a process runs without
+// a flag that the kernel never clears.
+func lacksNoNewPrivileges(p *Process) bool {
+	lacks := func(set *bool) bool { return set != nil && !*set }
+	return lacks(p.NoNewPrivileges) || slices.ContainsFunc(p.Threads, func(t Thread) bool { return lacks(t.NoNewPrivileges) })
 }
 
-func (b *book) withoutNoNewPrivileges(p *Process, tid int) {
-	which := ""
-	if tid != 0 {
+// noNewPrivileges looks for processes and threads without the flag.
+func (b *book) noNewPrivileges(oci OCI, p *Process) {
+	if !oci.NoNewPrivileges || !lacksNoNewPrivileges(p) {
+		return
+	}
+	tid, which := 0, ""
+	if p.NoNewPrivileges == nil || *p.NoNewPrivileges {
+		at := slices.IndexFunc(p.Threads, func(t Thread) bool { return t.NoNewPrivileges != nil && !*t.NoNewPrivileges })
+		tid = p.Threads[at].TID
 		which = fmt.Sprintf("thread %d of ", tid)
 	}
 	b.addProcess(p, b.edited(Finding{
-		Kind: NNPMissing, Severity: High, TID: tid,
+		Kind: NNPMissing, Severity: High, TID: tid, Incident: b.incident(),
 		Message: fmt.Sprintf("%s%s runs without no_new_privs, which the OCI spec sets and the kernel never clears: it was not started from that spec", which, b.who(p)),
 		Remedy:  outsideHelp,
 	}, !b.bundle().NoNewPrivileges))
 }
 
+// joined tells of a process of the node that joined the pid namespace of one of the
+// containers, of which it is not known.
+func (b *book) joined() {
+	const most = 5
+	names := b.container.MayHaveJoined
+	candidates := strings.Join(names[:min(len(names), most)], ", ")
+	if len(names) > most {
+		candidates += fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	p := &b.container.Processes[0]
+	id := findingID(b.node.BootID, string(UnknownOrigin), b.container.ID)
+	b.addProcess(p, Finding{
+		ID: id, Incident: id, Kind: UnknownOrigin, Severity: Critical, Capabilities: p.Caps.Permitted,
+		Message: fmt.Sprintf("process %d %s in %s joined the pid namespace of a container from the node, with %s; which one may not be read, it is one of: %s",
+			p.PID, strconv.QuoteToASCII(clip(p.Name)), strconv.QuoteToASCII(clip(b.container.ID)), list(p.Caps.Permitted), candidates),
+		Remedy: keepEvidence + "Then find who started it (nsenter, or a debugger on the node). With CAP_SYS_PTRACE (the chart's agent.deepInspection) the container is named: compare /proc/PID/ns/pid.",
+	})
+}
+
 func (b *book) unmanaged() {
 	var held capdecode.Set
-	pid := 0
+	var first Process // the oldest, which stays the same while others come and go
 	for i, p := range b.container.Processes {
 		held |= p.Caps.Permitted
-		if i == 0 || p.PID < pid {
-			pid = p.PID
+		if i == 0 || p.StartTime < first.StartTime {
+			first = p
 		}
 	}
 	b.add(Finding{
-		Kind: UnmanagedContainer, Severity: Medium, Layer: LayerKernel, PID: pid, Capabilities: held,
+		Kind: UnmanagedContainer, Severity: Medium, Layer: LayerKernel, PID: first.PID, StartTime: first.StartTime,
+		Processes: len(b.container.Processes), Capabilities: held,
 		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s", b.container.Label(), b.container.Origin, list(held)),
 		Remedy:  "Find who started it (docker, nerdctl, ctr, runc, podman on the host, or a container inside another). Workloads belong in pods.",
 	})

@@ -84,6 +84,7 @@ const (
 	Vanished           Observation = "vanished"            // it ended while we looked
 	Unreadable         Observation = "unreadable"          // it is there, we may not read it
 	Starting           Observation = "starting"            // a runtime's own stage, not yet the container's program
+	Helper             Observation = "runtime_helper"      // a runtime's own program in the container's cgroup
 	UnsupportedRuntime Observation = "unsupported_runtime" // gVisor, Kata: the host's /proc does not show it
 )
 
@@ -112,6 +113,9 @@ type Node struct {
 	// UserNamespace is that of pid 1 of this /proc: where containers live that
 	// have no user namespace of their own.
 	UserNamespace UserNamespace `json:"-"`
+	// Mount is the id of the mount at pid 1's root, proc_pid_mountinfo(5): who has the
+	// same is in the node's own mount namespace. 0 where it is not known.
+	Mount int `json:"-"`
 }
 
 // Runtime is the container runtime that answered.
@@ -165,6 +169,11 @@ type Container struct {
 	// uid: it may be another version than what runs.
 	ByName bool `json:"-"`
 
+	// MayHaveJoined are the labels of the containers one of whose pid namespaces a process
+	// has joined that is found here, where no more is known of it than that it joined one.
+	MayHaveJoined []string `json:"-"`
+	// Undeclared is true when no source could be read that tells what was declared for it.
+	Undeclared bool `json:"-"`
 	// Ended is true when the runtime says that it runs no more, and processes are left
 	// in its cgroup all the same.
 	Ended bool `json:"ended,omitempty"`
@@ -241,7 +250,7 @@ type Process struct {
 	Seccomp         *int           `json:"seccomp"`         // 0 off, 1 strict, 2 filter; nil when not told
 	UserNamespace   UserNamespace  `json:"userNamespace"`
 	Caps            capdecode.Sets `json:"caps"`
-	Observation     Observation    `json:"observation"` // observed or starting
+	Observation     Observation    `json:"observation"` // observed, starting or runtime_helper
 	ThreadCount     int            `json:"threadCount"`
 	Threads         []Thread       `json:"threads,omitempty"` // only those whose credentials differ from the leader's
 
@@ -251,6 +260,14 @@ type Process struct {
 	// Lineage is where it came from. It is read of those alone that need an explanation;
 	// nil for all others.
 	Lineage *Lineage `json:"-"`
+	// Entered is true of a process that was put into the container from outside, when it
+	// was seen first, and of what it started.
+	Entered bool `json:"-"`
+	// Elsewhere is the cgroup of a process that is the container's by where it came from,
+	// and is not in the container's cgroup; "" for all others.
+	Elsewhere string `json:"-"`
+	// ThreadsRead is true when all threads were read, and Threads are all that differ.
+	ThreadsRead bool `json:"-"`
 
 	NamespacePIDs []int         `json:"-"` // NSpid: the pid in each pid namespace, outermost first
 	Age           time.Duration `json:"-"` // since its start, by the node's uptime

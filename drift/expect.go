@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math/bits"
 	"slices"
 
 	"github.com/capdrift/capdrift/capdecode"
@@ -62,9 +63,9 @@ func Expect(node Node, runtime Runtime, held *capdecode.Set, given Given, contai
 		}}}
 	}
 	e := Expectations{runtime: key, handlers: make(map[string]handler)}
-	e.declared = Stock(key, node.CapLastCap)
+	e.declared = Stock(key, min(node.CapLastCap, newestName))
 	if held != nil {
-		e.declared.Held = *held & capdecode.Full(node.CapLastCap)
+		e.declared.Held = *held & comparable(node.CapLastCap)
 	}
 	e.declared = given.Apply(e.declared)
 
@@ -94,10 +95,48 @@ func Expect(node Node, runtime Runtime, held *capdecode.Set, given Given, contai
 			Why:  fmt.Sprintf("its process could not be read; taken from %d of its containers", len(full)),
 		})
 	}
+	e.cutToNames(full)
 	for name, orders := range groups {
 		e.handlers[name] = e.learn(orders, runtime.Handlers[cmp.Or(name, runtime.DefaultHandler)])
 	}
 	return e
+}
+
+// cutToNames takes from what privileged and ALL give the capabilities that the runtime has
+// no name for: its table may end before the kernel's does, and then none of the containers
+// that get everything gets its newest ones (containerd pkg/cap/cap_linux.go Current).
+func (e *Expectations) cutToNames(full []order) {
+	given := capdecode.Set(0)
+	for _, o := range full {
+		given |= o.got.Bounding
+	}
+	if given.Empty() {
+		return
+	}
+	newest := capdecode.Cap(bits.Len64(uint64(given)) - 1)
+	if unnamed := e.declared.Held &^ capdecode.Full(newest); !unnamed.Empty() {
+		e.declared.Held &^= unnamed
+		e.limits = append(e.limits, Limit{
+			What: "whether containers that get everything should have " + list(unnamed),
+			Why:  "the runtime holds it and gives it to none of them: it has no name for it, as one that is older than the kernel",
+		})
+	}
+}
+
+// ordinary returns the most that a container gets which asks for nothing above the
+// default, for one of which only the handler and perhaps the pod spec is known; by says
+// what that is.
+func (e Expectations) ordinary(c *Container) (ceiling capdecode.Set, by string) {
+	settings := e.declared
+	if h, known := e.handlers[c.RuntimeHandler]; known {
+		settings = h.Settings
+	}
+	if pod := c.Declared.Pod; pod != nil && e.runtime != "" {
+		if oci, err := PredictOCI(e.runtime, Kubelet(*pod), settings); err == nil {
+			return oci.upTo(settings.LastCap).Ceiling(), "its pod spec allows"
+		}
+	}
+	return everything(settings.Default), "the runtime gives by default"
 }
 
 // order is a container's orders to the runtime and what the runtime made of them.

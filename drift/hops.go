@@ -20,6 +20,9 @@ func Hops(node Node, e Expectations, c Container) []Finding {
 	if c.Declared.Pod != nil && c.Declared.CRI != nil {
 		b.criMismatch(*c.Declared.Pod, *c.Declared.CRI)
 	}
+	if c.Undeclared {
+		b.undeclared(e)
+	}
 	o, ok := e.order(&c, node.CapLastCap)
 	if !ok || e.runtime == "" {
 		return b.findings
@@ -54,6 +57,38 @@ func (b *book) unexplained() {
 		Message: fmt.Sprintf("%s was not made by the kubelet: %s. Somebody made it at the runtime's socket; its processes hold %s", c.Label(), c.Unexplained, list(held)),
 		Remedy:  "Find who may open the runtime's socket (crictl, a pod that mounts it). A pod that was deleted by force may look like this until its containers have ended.",
 	})
+}
+
+// undeclared judges a container of which no source tells what was declared, by what its
+// pod spec makes of it, or by the default of its runtime handler: a container that its
+// author made unreadable must not hide what runs in it.
+func (b *book) undeclared(e Expectations) {
+	c := &b.container
+	ceiling, by := e.ordinary(c)
+	above := capdecode.Set(0)
+	pid, start := 0, uint64(0)
+	for i := range c.Processes {
+		p := &c.Processes[i]
+		if p.Observation != Observed || p.UserNamespace.Relation != RelationSame {
+			continue
+		}
+		if more := excessOf(OCI{Sets: level(ceiling)}, p.Caps); !more.Within(above) {
+			above |= more
+			pid, start = p.PID, p.StartTime
+		}
+	}
+	f := Finding{
+		Kind: Undeclared, Severity: High, Layer: LayerKernel, PID: pid, StartTime: start, Capabilities: above,
+		Message: fmt.Sprintf("%s: what was declared for it could not be read from the runtime or from its bundle (%s)", c.Label(), clip(c.Reason)),
+		Remedy:  "Look at why: a container whose arguments, environment or annotations are very large cannot be told by its runtime. Make its pod spec smaller, or judge it by hand: crictl inspect, and config.json in its bundle.",
+	}
+	if above.Empty() {
+		f.Message += "; it holds no more than " + by
+	} else {
+		f.Message += fmt.Sprintf("; process %d holds %s, which is more than %s", pid, list(above), by)
+		f.Remedy = keepEvidence + f.Remedy
+	}
+	b.add(f)
 }
 
 func (b *book) criMismatch(pod PodSecurity, got CRI) {
@@ -354,8 +389,14 @@ func (b *book) ineffective(in intent, o order) {
 	}
 	idle := wanted & o.got.Bounding &^ o.got.AtStart().Permitted
 	for _, p := range b.container.Processes {
-		if p.UserNamespace.Relation != RelationChild { // where everybody holds everything
-			idle &^= p.Caps.Permitted // file capabilities make it work
+		// In a namespace below everybody holds everything, and a stage of the runtime
+		// holds what the runtime does.
+		if p.UserNamespace.Relation == RelationChild || p.Observation == Starting || p.Observation == Helper {
+			continue
+		}
+		idle &^= p.Caps.Permitted // file capabilities make it work
+		for _, t := range p.Threads {
+			idle &^= t.Caps.Permitted
 		}
 	}
 	if idle.Empty() {

@@ -14,6 +14,10 @@ type Lineage struct {
 	// Mount is the id of the mount at its root directory, which belongs to one mount
 	// namespace alone; proc_pid_mountinfo(5), field 1. 0 where it is not known.
 	Mount int `json:"-"`
+	// Origin is the id of the container that it came from, by its ancestors, the parent
+	// that it shares with the container's first process, or its mount; "" where none of
+	// them tells.
+	Origin string `json:"-"`
 	// Namespaces are the inodes of /proc/PID/ns by kind, "mnt", "pid", …; nil where
 	// they may not be read, which takes CAP_SYS_PTRACE.
 	Namespaces map[string]uint64 `json:"namespaces"`

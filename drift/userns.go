@@ -33,6 +33,7 @@ type IDRange struct {
 type UserNamespace struct {
 	Relation Relation
 	Inode    uint64 // of /proc/PID/ns/user; 0 when it was not permitted to read it
+	Parent   uint64 // the inode of the user namespace above it, ioctl_ns(2) NS_GET_PARENT; 0 where it is not known
 	// The maps that /proc shows without any privilege. A nil UIDMap was not
 	// read; an empty one belongs to a namespace that nobody mapped yet.
 	UIDMap, GIDMap, ProjectIDMap []IDRange
@@ -52,17 +53,21 @@ func (u UserNamespace) MarshalJSON() ([]byte, error) {
 }
 
 // home returns the user namespace that the container was declared to run in:
-// the node's own unless the OCI spec names one. init is the container's first
-// process, nil when it is not known; where it is where the spec puts it, it lends
-// what a spec cannot tell: the inode and the other maps. It may as well have moved
-// into a namespace below, so by itself it proves nothing.
-func home(node Node, oci *OCI, init *Process) UserNamespace {
+// the node's own unless the OCI spec names one. That one was made by the runtime, so it
+// lies just below the node's own, and nothing inside it can make another that does. A
+// process that is in it lends what a spec cannot tell: the inode and the other maps.
+// Where no parent of a namespace could be read, the maps alone are known.
+func home(node Node, c *Container) UserNamespace {
+	oci := c.Declared.OCI
 	if oci == nil || !oci.UserNamespace {
 		return node.UserNamespace
 	}
 	declared := UserNamespace{UIDMap: oci.UIDMap}
-	if init != nil && declared.sameMaps(init.UserNamespace) {
-		return init.UserNamespace
+	for i := range c.Processes {
+		u := c.Processes[i].UserNamespace
+		if u.Inode != 0 && u.Parent != 0 && u.Parent == node.UserNamespace.Inode && declared.sameMaps(u) {
+			return u
+		}
 	}
 	return declared
 }
@@ -82,9 +87,12 @@ func mapsComparable(node Node, oci OCI) bool {
 // look like it in every map, has equal ones.
 func relate(node, home, process UserNamespace) Relation {
 	inodes := home.Inode != 0 && process.Inode != 0
+	nested := process.Parent != 0 && node.Inode != 0 && process.Parent != node.Inode && process.Inode != node.Inode
 	switch {
 	case inodes && home.Inode == process.Inode:
 		return RelationSame
+	case nested && process.UIDMap != nil && within(process.UIDMap, home.UIDMap):
+		return RelationChild // two levels below the node's own, where no container's home is
 	case process.UIDMap == nil && !inodes:
 		return RelationUnknown
 	case !inodes && home.sameMaps(process):

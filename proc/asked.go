@@ -40,10 +40,7 @@ type answer struct {
 
 // replace begins to ask, or sorts what was answered by the containers of now.
 func (m *Members) replace() {
-	main := m.tree.hierarchies[0]
-	if len(m.groups) > 0 {
-		main = m.groups[0].hierarchy
-	}
+	main := m.mainHierarchy()
 	if m.asked == nil || m.asked.sweep.main != main {
 		m.asked = &asked{processes: map[int]*answer{}}
 		m.asked.sweep.tree, m.asked.sweep.main = m.tree, main

@@ -142,7 +142,7 @@ func (c *crowd) sweep(b *testing.B, fs *proc.FS, node drift.Node) {
 		b.Fatal(err)
 	}
 	for i := range sweep.Containers {
-		drift.Settle(node, &sweep.Containers[i])
+		drift.Settle(node, nil, &sweep.Containers[i])
 		drift.Compare(node, sweep.Containers[i])
 	}
 	if crowd := sweep.Containers[0]; len(crowd.Processes) != len(c.pids) {

@@ -98,19 +98,6 @@ func (g *group) last() map[int]*drift.Process {
 	return g.byPID
 }
 
-// reading is one process that is to be read.
-type reading struct {
-	pid     int
-	group   *group
-	process *drift.Process
-	born    birth
-	err     error
-	done    bool
-	// What follows is of processes that no group claims.
-	apart, stray bool // in a pid namespace below; in no group yet
-	cgroup       string
-}
-
 // readInTime reads what the groups have to read, as far as their time allows. First all
 // are read in the order of their pids, the cheapest groups first by what they cost last
 // time. Of those that this leaves unfinished, and of those that could not be finished
@@ -180,9 +167,9 @@ func (s *sweep) readInTime(groups []*group) error {
 func (s *sweep) readOne(r *reader, o *reading) time.Duration {
 	o.done = true
 	if o.group == s.others {
-		s.readOther(r, o)
+		s.readOutsider(r, o.pid, o)
 	} else {
-		*o.process, o.born, o.err = r.process(&s.look, o.pid)
+		*o.process, o.born, o.err = r.explained(&s.look, &o.group.container, o.pid)
 	}
 	return r.spent(o.pid)
 }
@@ -209,7 +196,7 @@ func (s *sweep) urgent(r *reader, g *group, most time.Duration) (queue []*readin
 		queue = append(queue, o)
 		known := before[o.pid]
 		switch asked := cost < most && g != s.others; {
-		case known == nil && asked && !has(g.pids, r.parent(o.pid)):
+		case known == nil && asked && !has(g.pids, r.parentInStat(o.pid)):
 			rank[o] = 0
 		case known != nil && asked && s.changed(o.pid, known.Caps):
 			rank[o] = 1
@@ -349,8 +336,8 @@ func (s *sweep) nameOverdue(groups []*group) {
 	}
 }
 
-// parent returns a process's parent by its stat, 0 when that cannot be read.
-func (r *reader) parent(pid int) (parent int) {
+// parentInStat returns a process's parent by its stat, 0 when that cannot be read.
+func (r *reader) parentInStat(pid int) (parent int) {
 	text, err := r.file(r.proc, r.of(pid, "stat"))
 	if err != nil {
 		return 0

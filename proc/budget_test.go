@@ -22,7 +22,7 @@ type clocked struct {
 	reads  []int // what was read last, in order
 }
 
-// second is a drawn node's processor time for a sweep; one reads at a time.
+// clock draws a node without containers.
 func clock(t *testing.T, o proc.Options) *clocked {
 	c := &clocked{picture: draw(t, "v2"), costs: map[int]time.Duration{}, uptime: 3000}
 	o.Readers = 1
@@ -62,6 +62,9 @@ func (c *clocked) look(seconds int, given ...drift.Container) drift.Sweep {
 	c.uptime += seconds
 	c.write("proc/uptime", fmt.Sprintf("%d.00 5000.00\n", c.uptime))
 	c.reads = nil
+	for i := range given { // as a runtime tells of them
+		given[i].Observation, given[i].Reason = "", ""
+	}
 	sweep, err := c.fs.Sweep(context.Background(), given)
 	if err != nil {
 		c.t.Fatal(err)

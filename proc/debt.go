@@ -52,7 +52,7 @@ func (m *Members) order(g *member, q *queue) {
 	for _, pid := range q.pids {
 		is, asked := g.outside[pid]
 		if !asked {
-			is = !has(g.known, m.reader.parent(pid))
+			is = !has(g.known, m.reader.parentInStat(pid))
 		}
 		if parted[pid] = is; is {
 			outside = append(outside, pid)

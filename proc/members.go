@@ -91,7 +91,8 @@ type place struct {
 // member is one container that is followed.
 type member struct {
 	place
-	id string
+	id        string
+	container drift.Container // without its processes
 	vital
 	dirs  []*listing    // parents before their children; the container's own first
 	turn  int           // which of the others is looked at first
@@ -187,6 +188,8 @@ func (m *Members) Follow(containers []drift.Container) []drift.Limit {
 		taken[at.directory()] = true
 		delete(m.ended, c.ID)
 		g.know(c.Processes)
+		g.container = c
+		g.container.Processes = nil
 	}
 	for _, g := range slices.Clone(m.groups) {
 		if !given[g.id] {
@@ -199,6 +202,7 @@ func (m *Members) Follow(containers []drift.Container) []drift.Limit {
 		}
 	}
 	m.add(fresh)
+	m.look.origins = m.origins()
 	if m.look.foreign {
 		m.replace()
 	} else {
@@ -248,7 +252,9 @@ func (p place) directory() string { return p.hierarchy.at(p.root) }
 func (g *member) know(processes []drift.Process) {
 	before := len(g.known)
 	for _, p := range processes {
-		g.known = append(g.known, p.PID)
+		if p.Elsewhere == "" { // or no list of the container's tells of it
+			g.known = append(g.known, p.PID)
+		}
 	}
 	slices.Sort(g.known)
 	g.known = slices.Compact(g.known)
@@ -537,7 +543,7 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 		if !within[pid] {
 			continue
 		}
-		p, _, err := m.reader.process(&l, pid)
+		p, _, err := m.reader.explained(&l, &g.container, pid)
 		m.owe(g, l.uptime, m.reader.spent(pid))
 		switch {
 		case errors.Is(err, errSkip):
@@ -587,6 +593,35 @@ func (fs *FS) freshLook(r *reader, l look) (look, error) {
 		l.births = *births
 	}
 	return l, nil
+}
+
+// origins returns what tells the followed containers apart, until others are.
+func (m *Members) origins() *origins {
+	where := &sweep{tree: m.tree, main: m.mainHierarchy()}
+	o := &origins{
+		cgroupOf: where.cgroupKnown,
+		containerOf: func(cgroup string) (string, bool) {
+			for dir := cgroup; dir != "/" && dir != "."; dir = path.Dir(dir) {
+				if g := m.roots[where.main.at(dir)]; g != nil && !g.alone {
+					return g.id, true
+				}
+			}
+			_, _, named := outermostContainer(cgroup)
+			return "", named
+		},
+	}
+	for _, g := range m.groups {
+		o.containers = append(o.containers, g.container)
+	}
+	return o
+}
+
+// mainHierarchy is the one in which containers are followed.
+func (m *Members) mainHierarchy() hierarchy {
+	if len(m.groups) > 0 {
+		return m.groups[0].hierarchy
+	}
+	return m.tree.hierarchies[0]
 }
 
 // within tells which of the processes are in a container now.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -56,6 +57,7 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 	if limit != nil {
 		limits = append(limits, *limit)
 	}
+	node.Mount = r.rootMount(1)
 	if r.foreign() {
 		limits = append(limits, drift.Limit{
 			What: "which processes are in which cgroup",
@@ -88,11 +90,20 @@ func (fs *FS) firstUserNamespace(r *reader) (u drift.UserNamespace, inodes bool,
 			Why:  "/ns/user of other processes may not be read, so they are judged by their maps; CAP_SYS_PTRACE would tell their identity",
 		}
 	}
-	if u.Inode == 0 && self.Depth == 1 && r.inode("self/ns/pid") == initialPIDNamespace {
+	if u.Inode == 0 && r.isInitial(u, self) {
 		// Nobody needs to read it where pid 1 is init itself.
 		u.Inode = drift.InitialUserNamespace
 	}
 	return u, inodes, limit, nil
+}
+
+// isInitial reports whether the user namespace of pid 1 is the kernel's first one, by what
+// the reader may see of himself: he is in the kernel's first pid namespace, whose init
+// pid 1 is; or he is in the first user namespace, below which no container of this node
+// could be if pid 1 were in another.
+func (r *reader) isInitial(u drift.UserNamespace, self Status) bool {
+	return self.Depth == 1 && r.inode("self/ns/pid") == initialPIDNamespace ||
+		r.inode("self/ns/user") == drift.InitialUserNamespace && len(u.UIDMap) == 1 && u.UIDMap[0] == drift.IDRange{Length: math.MaxUint32}
 }
 
 const (
@@ -186,7 +197,7 @@ func (fs *FS) Process(pid int) (drift.Process, error) {
 		return drift.Process{}, err
 	}
 	l.all = true
-	p, _, err := r.process(&l, pid)
+	p, _, err := r.process(&l, nil, pid)
 	if err != nil {
 		return drift.Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
@@ -206,7 +217,7 @@ func (fs *FS) look(r *reader) (look, error) {
 	if l.uptime, err = parseUptime(text); err != nil {
 		return look{}, locate(err, fs.proc+"/uptime")
 	}
-	l.foreign, l.hides = r.foreign(), r.hides()
+	l.foreign, l.hides, l.mount = r.foreign(), r.hides(), r.rootMount(1)
 	l.node, l.inodes, _, err = fs.firstUserNamespace(r)
 	return l, err
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -181,15 +182,45 @@ func TestParseStat(t *testing.T) {
 	for name, want := range map[string]uint64{
 		"sleep": 277437, "a b": 277437, ") S 1 2 3": 277437, "((": 277437, "x)\n(y": 277437, "": 277437,
 	} {
-		if start, err := parseStat([]byte(strings.Replace(whole, "sleep", name, 1))); err != nil || start != want {
-			t.Errorf("name %q: start %d, %v", name, start, err)
+		if got, err := parseStat([]byte(strings.Replace(whole, "sleep", name, 1))); err != nil || got != (stat{start: want}) {
+			t.Errorf("name %q: %+v, %v", name, got, err)
 		}
 	}
-	for _, text := range []string{"", "1 (x", "1 (x) S 1 2 3", whole[:strings.Index(whole, "277437")+3], strings.Replace(whole, "277437", "-1", 1), strings.Replace(whole, "277437", "27743x", 1)} {
-		if start, err := parseStat([]byte(text)); err == nil || start != 0 {
-			t.Errorf("%.40q: start %d, want an error", text, start)
+	flags := strings.Fields(whole)[8]
+	if got, err := parseStat([]byte(strings.Replace(whole, " "+flags+" ", " 4194368 ", 1))); err != nil || !got.forked { // 0x400040
+		t.Errorf("a process that has executed nothing: %+v, %v", got, err)
+	}
+	for _, text := range []string{"", "1 (x", "1 (x) S 1 2 3", whole[:strings.Index(whole, "277437")+3], strings.Replace(whole, "277437", "-1", 1), strings.Replace(whole, "277437", "27743x", 1), strings.Replace(whole, " "+flags+" ", " x ", 1)} {
+		if got, err := parseStat([]byte(text)); err == nil || got != (stat{}) {
+			t.Errorf("%.40q: %+v, want an error", text, got)
 		}
 	}
+}
+
+func TestParseMounts(t *testing.T) {
+	for text, want := range map[string][]int{
+		"":                                       nil,
+		"23 28 0:22 / /proc rw - proc proc rw\n": {23},
+		"23 28 0:22 / /proc rw - proc proc rw\n28 1 254:0 / / rw - ext4 /dev/vda rw\n":              {28, 23},
+		"28 1 254:0 / / rw - ext4 /dev/vda rw\nx 1 0:1 / /x rw - tmpfs x rw\n29 1 0:1 / /y rw - \n": {28},
+		"0 1 0:1 / / rw - tmpfs x rw\n":           nil,
+		"99999999999 1 0:1 / / rw - tmpfs x rw\n": nil,
+	} {
+		if got := parseMounts([]byte(text)); !slices.Equal(got, want) {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+func FuzzParseMounts(f *testing.F) {
+	f.Add([]byte("23 28 0:22 / /proc rw - proc proc rw\n28 1 254:0 / / rw - ext4 /dev/vda rw\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, id := range parseMounts(text) {
+			if id <= 0 || !bytes.Contains(text, []byte(strconv.Itoa(id))) {
+				t.Fatalf("%q: mount %d", text, id)
+			}
+		}
+	})
 }
 
 func TestParseUptime(t *testing.T) {
@@ -375,11 +406,11 @@ func FuzzParseStat(f *testing.F) {
 	f.Add(") S 1 (", uint64(1))
 	f.Fuzz(func(t *testing.T, name string, start uint64) {
 		text := fmt.Sprintf("1 (%s) S %s%d 2560000\n", name, strings.Repeat("1 ", 18), start)
-		if got, err := parseStat([]byte(text)); err != nil || got != start {
-			t.Fatalf("%q: start %d, %v", text, got, err)
+		if got, err := parseStat([]byte(text)); err != nil || got.start != start || got.forked {
+			t.Fatalf("%q: %+v, %v", text, got, err)
 		}
-		if got, err := parseStat([]byte(name)); err != nil && got != 0 {
-			t.Fatalf("an error and a value: %d", got)
+		if got, err := parseStat([]byte(name)); err != nil && got != (stat{}) {
+			t.Fatalf("an error and a value: %+v", got)
 		}
 	})
 }

@@ -29,8 +29,10 @@ type look struct {
 	// __cgroup_procs_show, task_pid_vnr): not those of this /proc. What is in which
 	// cgroup is then told by /proc/PID/cgroup alone.
 	foreign bool
-	hides   bool   // not even pid 1 is visible: who is not listed in this /proc may be there
-	births  births // of processes that were read before
+	mount   int      // of pid 1's root
+	origins *origins // nil where nobody is asked where he came from
+	hides   bool     // not even pid 1 is visible: who is not listed in this /proc may be there
+	births  births   // of processes that were read before
 }
 
 // birth is the start time of a process and the inode by which it is known again.
@@ -76,8 +78,11 @@ func (b births) of(pid int) (birth, bool) {
 // (kernel/user_namespace.c set_cred_user_ns), and nobody enters one above his own,
 // where he holds nothing (userns_install). So a process of the same sets as before is
 // where it was, or further down and has lowered them again; its maps are not read anew,
-// which would be half of what it costs.
-func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
+// which would be half of what it costs. That holds for the container's own namespace
+// alone, where what it holds is compared: a process that was in one below may have been
+// given the node's credentials since, by a hole in the kernel. c is the container that it
+// is of, nil where that is not known.
+func (r *reader) process(l *look, c *drift.Container, pid int) (drift.Process, birth, error) {
 	status, err := r.openStatus(pid)
 	if err != nil {
 		return drift.Process{}, birth{}, err
@@ -89,7 +94,7 @@ func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
 	}
 	var namespace drift.UserNamespace
 	s, statusErr := r.status(status, pid)
-	if statusErr == nil && (l.inodes || born.namespace == nil || born.caps != s.Caps) {
+	if statusErr == nil && (l.inodes || born.namespace == nil || born.caps != s.Caps || !drift.AtHome(l.node, c, *born.namespace)) {
 		before := s.Caps
 		namespace, err = r.userNamespace(l, pid)
 		if statusErr = r.rewind(status, pid); statusErr == nil {
@@ -111,7 +116,7 @@ func (r *reader) process(l *look, pid int) (drift.Process, birth, error) {
 		return drift.Process{}, birth{}, fmt.Errorf("%s: %w", r.of(pid, "status"), errSkip)
 	}
 	p := drift.Process{
-		PID: pid, StartTime: born.start, ParentPID: s.PPid, Name: s.Comm(), State: string([]byte{s.State}), UID: s.UID[1],
+		PID: pid, StartTime: born.start, ParentPID: s.PPid, Name: s.Comm(), State: string([]byte{s.State}), UID: s.UID[1], UIDs: s.uids(),
 		NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed,
 		ThreadCount: s.Threads, NamespacePIDs: s.NamespacePIDs(), Age: age(l.uptime, born.start),
 	}
@@ -128,13 +133,11 @@ func (r *reader) born(l *look, pid, status int) (birth, error) {
 	if known, ok := l.births.of(pid); ok && known.inode == b.inode && known.made == b.made {
 		return known, nil
 	}
-	text, err := r.file(r.proc, r.of(pid, "stat"))
+	s, err := r.stat(pid)
 	if err != nil {
-		return birth{}, readError(r.of(pid, "stat"), err)
+		return birth{}, err
 	}
-	if b.start, err = parseStat(text); err != nil {
-		return birth{}, locate(err, r.of(pid, "stat"))
-	}
+	b.start = s.start
 	return b, nil
 }
 
@@ -183,6 +186,10 @@ func locate(err error, path string) error {
 	return err
 }
 
+func (s *Status) uids() drift.UIDs {
+	return drift.UIDs{Real: s.UID[0], Effective: s.UID[1], Saved: s.UID[2], FileSystem: s.UID[3]}
+}
+
 func (s *Status) noNewPrivileges() *bool {
 	if s.NoNewPrivs < 0 {
 		return nil
@@ -205,7 +212,7 @@ func (s *Status) seccomp() *int {
 func (r *reader) userNamespace(l *look, pid int) (drift.UserNamespace, error) {
 	var u drift.UserNamespace
 	if l.inodes {
-		u.Inode = r.inode(r.of(pid, "ns/user"))
+		u.Inode, u.Parent = r.identity(pid)
 		if u.Inode != 0 && u.Inode == l.node.Inode {
 			return l.node, nil
 		}
@@ -227,6 +234,33 @@ func (r *reader) userNamespace(l *look, pid int) (drift.UserNamespace, error) {
 		r.namespaces[u.Inode] = u
 	}
 	return u, nil
+}
+
+// identity returns the inodes of a process's user namespace and of the one above it,
+// ioctl_ns(2); 0 for what may not be read.
+func (r *reader) identity(pid int) (own, above uint64) {
+	own = r.inode(r.of(pid, "ns/user"))
+	if own == 0 {
+		return 0, 0
+	}
+	if known, ok := r.namespaces[own]; ok {
+		return own, known.Parent
+	}
+	fd, err := open(r.proc, r.of(pid, "ns/user"), 0)
+	if err != nil {
+		return own, 0
+	}
+	defer unix.Close(fd)
+	parent, err := unix.IoctlRetInt(fd, unix.NS_GET_PARENT)
+	if err != nil {
+		return own, 0
+	}
+	defer unix.Close(parent)
+	var mine, st unix.Stat_t
+	if unix.Fstat(fd, &mine) != nil || mine.Ino != own || unix.Fstat(parent, &st) != nil {
+		return own, 0 // it moved on between the two
+	}
+	return own, st.Ino
 }
 
 // share returns where a namespace that is told by its maps is kept once for all who

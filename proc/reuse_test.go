@@ -38,14 +38,14 @@ func TestOpenFilesKnowTheirProcess(t *testing.T) {
 		t.Fatalf("while it lives: %+v, %v", s, err)
 	}
 	l := look{all: true}
-	p, born, err := r.process(&l, pid)
+	p, born, err := r.process(&l, nil, pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Known again, and its stat not asked: the wrong start time comes back.
 	born.start++
 	l.births = births{born}
-	if again, _, err := r.process(&l, pid); err != nil || again.StartTime != p.StartTime+1 {
+	if again, _, err := r.process(&l, nil, pid); err != nil || again.StartTime != p.StartTime+1 {
 		t.Errorf("known from before: %+v, %v", again, err)
 	}
 	if err := first.Process.Kill(); err != nil {
@@ -82,7 +82,7 @@ func TestOpenFilesKnowTheirProcess(t *testing.T) {
 				t.Fatalf("the second of that pid: %+v, %v", s, err)
 			}
 			gone("while another has its pid")
-			other, bornLater, err := r.process(&l, pid)
+			other, bornLater, err := r.process(&l, nil, pid)
 			if err != nil || bornLater.inode == born.inode && bornLater.made == born.made || other.StartTime < p.StartTime {
 				t.Errorf("taken for the first: %+v, %v", bornLater, err)
 			}

@@ -11,30 +11,61 @@ import (
 // kernel's own tick.
 const userHz = 100
 
-// parseStat returns the start time, field 22 of /proc/PID/stat, in ticks since
-// boot. Field 2 is the process's own name in parentheses, raw, and so may hold
+// stat is what matters here of /proc/PID/stat, proc_pid_stat(5).
+type stat struct {
+	start  uint64 // field 22: ticks since boot
+	forked bool   // of field 9: it has executed nothing since it was forked
+}
+
+// forkedNoExec is PF_FORKNOEXEC, include/linux/sched.h: fork(2) sets it and execve(2)
+// clears it (kernel/fork.c copy_process, fs/exec.c begin_new_exec).
+const forkedNoExec = 0x40
+
+// stat reads /proc/PID/stat.
+func (r *reader) stat(pid int) (stat, error) {
+	text, err := r.file(r.proc, r.of(pid, "stat"))
+	if err != nil {
+		return stat{}, readError(r.of(pid, "stat"), err)
+	}
+	s, err := parseStat(text)
+	return s, locate(err, r.of(pid, "stat"))
+}
+
+// parseStat reads the text of /proc/PID/stat. Field 2 is the process's own name in parentheses, raw, and so may hold
 // parentheses, blanks and newlines itself: the last ")" ends it, for all that
 // follows is numbers and one letter.
-func parseStat(text []byte) (start uint64, err error) {
-	const afterName = 22 - 3 // fields from the third up to the one before
+func parseStat(text []byte) (stat, error) {
+	const (
+		firstField  = 3 // after the name
+		flagsField  = 9
+		startsField = 22
+	)
 	end := bytes.LastIndexByte(text, ')')
 	if end < 0 {
-		return 0, &MalformedError{File: "stat", What: "no name in parentheses"}
+		return stat{}, &MalformedError{File: "stat", What: "no name in parentheses"}
 	}
+	var s stat
 	rest := bytes.TrimLeft(text[end+1:], " ")
-	for range afterName {
-		_, after, found := bytes.Cut(rest, []byte{' '})
+	for at := firstField; at <= startsField; at++ {
+		field, after, found := bytes.Cut(rest, []byte{' '})
 		if !found {
-			return 0, &MalformedError{File: "stat", What: "cut before the start time, field 22"}
+			return stat{}, &MalformedError{File: "stat", What: "cut before the end of the start time, field 22"}
 		}
 		rest = after
+		if at != flagsField && at != startsField {
+			continue
+		}
+		n, err := strconv.ParseUint(string(field), 10, 64)
+		if err != nil {
+			return stat{}, &MalformedError{File: "stat", What: "no number in field " + strconv.Itoa(at) + " but " + strconv.QuoteToASCII(clip(field))}
+		}
+		if at == startsField {
+			s.start = n
+		} else {
+			s.forked = n&forkedNoExec != 0
+		}
 	}
-	field, _, found := bytes.Cut(rest, []byte{' '})
-	start, err = strconv.ParseUint(string(field), 10, 64)
-	if err != nil || !found {
-		return 0, &MalformedError{File: "stat", What: "no start time in field 22 but " + strconv.QuoteToASCII(clip(field))}
-	}
-	return start, nil
+	return s, nil
 }
 
 // parseUptime returns the time since boot, the first field of /proc/uptime, on

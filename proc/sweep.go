@@ -73,6 +73,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		return drift.Sweep{}, err
 	}
 	defer s.tree.close()
+	s.look.origins = s.origins()
 
 	s.locate()
 	s.explore()
@@ -441,25 +442,38 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 // cgroupOf returns the cgroup that /proc/PID/cgroup tells for the main hierarchy,
 // the root if it tells none.
 func (s *sweep) cgroupOf(r *reader, pid int) string {
-	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
-	cgroup := path.Join(s.namespaceRoot, s.cgroupTold(r, strconv.Itoa(pid)))
-	// A container may give a directory a name that ends like this.
-	if left, ok := strings.CutSuffix(cgroup, deletedSuffix); ok && s.main.field == "" && !s.tree.exists(s.main.at(cgroup)) {
-		return left
-	}
+	cgroup, _ := s.cgroupKnown(r, pid)
 	return cgroup
 }
 
-// cgroupTold returns the path as the file tells it, which is relative to the root
-// of the reader's cgroup namespace; cgroup_namespaces(7).
+// cgroupKnown is cgroupOf, and false where the file tells none.
+func (s *sweep) cgroupKnown(r *reader, pid int) (string, bool) {
+	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
+	told, ok := s.told(r, strconv.Itoa(pid))
+	cgroup := path.Join(s.namespaceRoot, told)
+	// A container may give a directory a name that ends like this.
+	if left, cut := strings.CutSuffix(cgroup, deletedSuffix); cut && s.main.field == "" && !s.tree.exists(s.main.at(cgroup)) {
+		cgroup = left
+	}
+	return cgroup, ok && !s.unrooted.Load()
+}
+
+// cgroupTold returns the path as the file tells it, "/" where it tells none.
 func (s *sweep) cgroupTold(r *reader, process string) string {
+	cgroup, _ := s.told(r, process)
+	return cgroup
+}
+
+// told returns the path as the file tells it, which is relative to the root of the
+// reader's cgroup namespace; cgroup_namespaces(7).
+func (s *sweep) told(r *reader, process string) (string, bool) {
 	text, err := r.file(r.proc, process+"/cgroup")
 	if err == nil {
 		if cgroup, ok := parseCgroup(text, s.main.field); ok {
-			return cgroup
+			return cgroup, true
 		}
 	}
-	return "/"
+	return "/", false
 }
 
 // cgroupNamespaceRoot returns which cgroup of the tree is the root of the reader's
@@ -564,33 +578,20 @@ func (s *sweep) read() error {
 		switch o := &s.others.readings[i]; {
 		case !o.done:
 			s.late(s.others, o.pid)
-		case o.stray:
-			s.take(s.home(o.cgroup), o.pid, o.process, o.born, o.err)
+		case o.process != nil:
+			if o.owner == nil {
+				o.owner = s.home(o.cgroup)
+			}
+			s.take(o.owner, o.pid, o.process, o.born, o.err)
 		case o.err != nil && !errors.Is(o.err, ErrVanished):
 			unknown++
 		}
 	}
+	s.takeChildren(s.others.readings)
 	if unknown > 0 {
 		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
 	}
 	return nil
-}
-
-// readOther looks at a process that no group claims, and reads it if it is in a container.
-func (s *sweep) readOther(r *reader, o *reading) {
-	o.apart, o.err = r.apart(o.pid)
-	if o.err != nil || !o.apart && !s.look.foreign {
-		return
-	}
-	o.cgroup = s.cgroupOf(r, o.pid)
-	if _, _, container := outermostContainer(o.cgroup); !o.apart && !container && s.lister(o.cgroup) == nil {
-		return
-	}
-	o.stray, o.process = true, new(drift.Process)
-	*o.process, o.born, o.err = r.process(&s.look, o.pid)
-	if o.cgroup != s.cgroupOf(r, o.pid) {
-		o.err = ErrVanished // or moved, and which process was where is not known
-	}
 }
 
 // take puts what was read of a process into its group.
@@ -605,22 +606,6 @@ func (s *sweep) take(g *group, pid int, p *drift.Process, born birth, err error)
 		born.known = true
 		s.births = append(s.births, born)
 	}
-}
-
-// apart tells whether a process lives in a pid namespace below the node's, as
-// containers do. A user namespace alone makes none: systemd's services
-// (PrivateUsers=) and sandboxes of all kinds have one.
-func (r *reader) apart(pid int) (bool, error) {
-	status, err := r.openStatus(pid)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(status)
-	s, err := r.status(status, pid)
-	if err != nil || s.kernel() || s.ended() && s.Threads <= 1 {
-		return false, err
-	}
-	return s.Depth > 1, nil
 }
 
 // lister returns the innermost group whose cgroups include the given one, nil if
@@ -668,7 +653,7 @@ func (s *sweep) verify() error {
 		}
 		still := func(pid int) bool { _, ok := slices.BinarySearch(listed, pid); return ok }
 		before := len(g.processes) + len(g.failures)
-		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return !still(p.PID) })
+		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return p.Elsewhere == "" && !still(p.PID) })
 		g.failures = slices.DeleteFunc(g.failures, func(f failure) bool { return !still(f.pid) })
 		g.vanished = before - len(g.processes) - len(g.failures)
 	})
@@ -720,7 +705,7 @@ func (s *sweep) readThreads() error {
 		left, pending := b.open(&j.g.share)
 		var cost time.Duration
 		if left > 0 {
-			j.read, j.skipped, cost, j.err = r.threads(j.p, j.n, s.turn, left/time.Duration(pending))
+			j.read, j.skipped, cost, j.err = r.threadsExplained(&s.look, &j.g.container, j.p, j.n, s.turn, left/time.Duration(pending))
 		} else {
 			j.skipped = j.p.ThreadCount - 1
 		}
@@ -766,6 +751,8 @@ func (s *sweep) result() drift.Sweep {
 		}
 		given[g.container.ID] = true
 		g.container.Managed = new(false)
+		g.container.Pod = s.podOf(g)
+		g.container.MayHaveJoined = s.mayHaveJoined(g)
 	}
 	s.places = make(map[string]place, len(s.groups))
 	out.Containers = make([]drift.Container, 0, len(s.groups))

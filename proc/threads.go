@@ -28,11 +28,11 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32, limit time.Dur
 		return 0, others, 0, nil
 	}
 	defer func() { cost += r.spent(p.PID) }()
-	stat, err := open(r.proc, r.of(p.PID, "stat"), 0)
+	file, err := open(r.proc, r.of(p.PID, "stat"), 0)
 	if err != nil {
 		return 0, 0, cost, outcome(r.of(p.PID, "stat"), err)
 	}
-	defer unix.Close(stat)
+	defer unix.Close(file)
 	dir, err := open(r.proc, r.of(p.PID, "task"), unix.O_DIRECTORY)
 	if err != nil {
 		return 0, others, cost, outcome(r.of(p.PID, "task"), err)
@@ -65,25 +65,25 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32, limit time.Dur
 			return read, skipped + len(tids) - at, cost, err
 		}
 		read++
-		t := drift.Thread{TID: tid, UID: s.UID[1], NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), Caps: s.Caps}
-		if t.Caps != p.Caps || t.UID != p.UID || !same(t.NoNewPrivileges, p.NoNewPrivileges) || !same(t.Seccomp, p.Seccomp) {
+		t := drift.Thread{TID: tid, UID: s.UID[1], UIDs: s.uids(), NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), Caps: s.Caps}
+		if t.Caps != p.Caps || t.UIDs != p.UIDs || !same(t.NoNewPrivileges, p.NoNewPrivileges) || !same(t.Seccomp, p.Seccomp) {
 			t.Name = s.Comm()
 			differing = append(differing, t)
 		}
 	}
-	text, err := r.read(stat)
+	text, err := r.read(file)
 	if err != nil {
 		return 0, 0, cost, readError(r.of(p.PID, "stat"), err)
 	}
-	start, err := parseStat(text)
+	now, err := parseStat(text)
 	if err != nil {
 		return 0, 0, cost, locate(err, r.of(p.PID, "stat"))
 	}
-	if start != p.StartTime {
+	if now.start != p.StartTime {
 		return 0, 0, cost, ErrVanished
 	}
 	slices.SortFunc(differing, func(a, b drift.Thread) int { return a.TID - b.TID })
-	p.Threads = differing
+	p.Threads, p.ThreadsRead = differing, skipped == 0
 	return read, skipped, cost, nil
 }
 
@@ -91,6 +91,26 @@ func (r *reader) threads(p *drift.Process, most int, turn uint32, limit time.Dur
 // lie far apart: multiples of the golden ratio, as in Knuth's multiplicative hashing.
 func spread(turn uint32, n int) int {
 	return int(uint64(turn*2654435769) * uint64(n) >> 32)
+}
+
+// threadsExplained is threads and, where one of them needs an explanation that the leader
+// does not, where the process came from. The threads are then read once more: a stage of the
+// runtime, whose threads hold what the runtime does, may have executed its program since.
+func (r *reader) threadsExplained(l *look, c *drift.Container, p *drift.Process, most int, turn uint32, limit time.Duration) (read, skipped int, cost time.Duration, err error) {
+	read, skipped, cost, err = r.threads(p, most, turn, limit)
+	if err != nil || p.Lineage != nil || !l.needsOrigin(c, p) {
+		return read, skipped, cost, err
+	}
+	explained, _, err := r.withOrigin(l, c, *p)
+	cost += r.spent(p.PID)
+	if err != nil {
+		return 0, 0, cost, err
+	}
+	explained.Elsewhere = p.Elsewhere
+	*p = explained
+	first := cost
+	read, skipped, cost, err = r.threads(p, most, turn, limit)
+	return read, skipped, first + cost, err
 }
 
 // thread reads task/TID/status.

@@ -1,0 +1,201 @@
+package proc_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/capdrift/capdrift/capdecode"
+	"github.com/capdrift/capdrift/drift"
+	"github.com/capdrift/capdrift/proc"
+)
+
+// The mounts at the roots of the node, of the two containers, and of nobody else.
+const (
+	mountNode   = 21
+	mountA      = 501
+	mountB      = 601
+	mountNobody = 701
+)
+
+// person is a process of a picture.
+type person struct {
+	pid, parent int
+	name        string
+	cgroup      string
+	mount       int
+	inner       int  // the pid in the pid namespace below; 0 in the node's own
+	everything  bool // it holds all capabilities
+	forked      bool
+}
+
+// person puts one into the picture.
+func (p picture) person(who person) {
+	p.t.Helper()
+	p.process(who.pid, "default", who.cgroup)
+	dir := fmt.Sprintf("proc/%d/", who.pid)
+	p.edit(dir+"status", "PPid:\t21505", fmt.Sprintf("PPid:\t%d", who.parent))
+	p.edit(dir+"status", "Name:\tsleep", "Name:\t"+who.name)
+	if who.inner == 0 {
+		p.edit(dir+"status", fmt.Sprintf("NSpid:\t%d\t1", who.pid), fmt.Sprintf("NSpid:\t%d", who.pid))
+	} else {
+		p.edit(dir+"status", fmt.Sprintf("NSpid:\t%d\t1", who.pid), fmt.Sprintf("NSpid:\t%d\t%d", who.pid, who.inner))
+	}
+	if who.everything {
+		for _, set := range []string{"CapPrm", "CapEff", "CapBnd"} {
+			p.edit(dir+"status", set+":\t00000000a80425fb", set+":\t000001ffffffffff")
+		}
+	}
+	if who.forked {
+		p.edit(dir+"stat", " 4194560 ", " 4194624 ") // 0x400140
+	}
+	p.edit(dir+"stat", " 277437 ", fmt.Sprintf(" %d ", 200000+who.pid))
+	p.write(dir+"mountinfo", fmt.Sprintf("%d 1 0:%d / / rw - overlay overlay rw\n%d %[1]d 0:40 / /proc rw - proc proc rw\n", who.mount, who.mount, who.mount+1))
+}
+
+// twoPods draws a node with two pods, their shims, and a runtime that is about to exec.
+func twoPods(t *testing.T) (picture, []drift.Container) {
+	p := draw(t, "v2")
+	p.write("proc/1/mountinfo", fmt.Sprintf("%d 1 254:0 / / rw - ext4 /dev/vda rw\n", mountNode))
+	for _, who := range []person{
+		{pid: 80, parent: 1, name: "containerd-shim", cgroup: "/system.slice/containerd.service", mount: mountNode, everything: true},
+		{pid: 81, parent: 1, name: "containerd-shim", cgroup: "/system.slice/containerd.service", mount: mountNode, everything: true},
+		{pid: 90, parent: 80, name: "runc", cgroup: "/system.slice/containerd.service", mount: mountNode, everything: true},
+		{pid: 100, parent: 80, name: "app", cgroup: "/kubepods/podA/" + idA, mount: mountA, inner: 1},
+		{pid: 200, parent: 81, name: "app", cgroup: "/kubepods/podB/" + idB, mount: mountB, inner: 1},
+	} {
+		p.person(who)
+	}
+	declared := func(id, pod string, pid int) drift.Container {
+		held := capdecode.Set(0xa80425fb)
+		return drift.Container{
+			ID: id, InitPID: pid, CgroupPath: "/kubepods/" + pod + "/" + id, Managed: new(true), Pod: &drift.Pod{Name: pod},
+			Declared: drift.Declared{OCI: &drift.OCI{Sets: capdecode.Sets{Bounding: held, Permitted: held, Effective: held}}},
+		}
+	}
+	return p, []drift.Container{declared(idA, "podA", 100), declared(idB, "podB", 200)}
+}
+
+func TestOrigins(t *testing.T) {
+	inA := "/kubepods/podA/" + idA
+	for name, row := range map[string]struct {
+		who  person
+		want string // "origin parent outside|inside|- forked"
+	}{
+		"what holds no more than declared is not asked": {person{pid: 101, parent: 100, cgroup: inA, mount: mountA, inner: 2}, ""},
+		"a stage of the runtime":                        {person{pid: 101, parent: 90, cgroup: inA, mount: mountA, inner: 2, everything: true, forked: true}, "A runc outside forked"},
+		"a program that runc exec started":              {person{pid: 101, parent: 80, cgroup: inA, mount: mountA, inner: 2, everything: true}, "A containerd-shim outside"},
+		"the same in a mount namespace of its own":      {person{pid: 101, parent: 80, cgroup: inA, mount: mountNobody, inner: 2, everything: true}, "A containerd-shim outside"},
+		"a child of the container's first process":      {person{pid: 101, parent: 100, cgroup: inA, mount: mountA, inner: 2, everything: true}, "A app inside"},
+		"a child of another container, moved here":      {person{pid: 101, parent: 200, cgroup: inA, mount: mountA, inner: 2, everything: true}, "B app -"},
+		"an orphan that sees another's mounts":          {person{pid: 101, parent: 1, cgroup: inA, mount: mountB, everything: true}, "B sleep outside"},
+		"an orphan of another's shim":                   {person{pid: 101, parent: 81, cgroup: inA, mount: mountNobody, everything: true}, "B containerd-shim outside"},
+		"an orphan that sees nobody's mounts":           {person{pid: 101, parent: 1, cgroup: inA, mount: mountNobody, everything: true}, " sleep outside"},
+		"a process of the node that was moved here":     {person{pid: 101, parent: 1, cgroup: inA, mount: mountNode, everything: true}, " sleep outside"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, containers := twoPods(t)
+			row.who.name = "x"
+			p.person(row.who)
+			p.cgroup("kubepods/podA/"+idA, 100, 101)
+			p.cgroup("kubepods/podB/"+idB, 200)
+			seen := p.sweep(proc.Options{}, containers...).Containers[0].Processes
+			at := slices.IndexFunc(seen, func(p drift.Process) bool { return p.PID == 101 })
+			if got := origin(seen[at]); got != row.want {
+				t.Errorf("a sweep: %q, want %q", got, row.want)
+			}
+
+			m := proc.New(p.root, proc.Options{}).Members()
+			defer m.Close()
+			m.Follow(containers)
+			read, _, err := m.Read(context.Background(), idA, []int{101})
+			if err != nil || len(read) != 1 {
+				t.Fatalf("read %v, %v", read, err)
+			}
+			if got := origin(read[0]); got != row.want {
+				t.Errorf("a member: %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
+// origin is what the tests compare of a lineage.
+func origin(p drift.Process) string {
+	l := p.Lineage
+	if l == nil {
+		return ""
+	}
+	from := map[string]string{idA: "A", idB: "B"}[l.Origin]
+	if len(l.Ancestors) == 0 {
+		return from + " nobody"
+	}
+	where := "-"
+	switch parent := l.Ancestors[0]; {
+	case parent.Outside:
+		where = "outside"
+	case parent.Container:
+		where = "inside"
+	}
+	text := fmt.Sprintf("%s %s %s", from, l.Ancestors[0].Name, where)
+	if p.Forked {
+		text += " forked"
+	}
+	return text
+}
+
+// TestOutsiders: processes in no container's cgroup that are a container's all the same.
+func TestOutsiders(t *testing.T) {
+	session := "/user.slice/session-7.scope"
+	for name, row := range map[string]struct {
+		who  []person
+		want []string
+	}{
+		"a daemon of the node":                      {[]person{{pid: 50, parent: 1, cgroup: "/system.slice/x.service", mount: mountNode, everything: true}}, []string{"A 100", "B 200"}},
+		"a daemon with mounts of its own":           {[]person{{pid: 50, parent: 1, cgroup: "/system.slice/x.service", mount: mountNobody, everything: true}}, []string{"A 100", "B 200"}},
+		"joined the mounts from a session":          {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountA, everything: true}}, []string{"A 50@" + session + " 100", "B 200"}},
+		"joined mounts and pids":                    {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountA, inner: 7, everything: true}}, []string{"A 50@" + session + " 100", "B 200"}},
+		"a child that left for the root":            {[]person{{pid: 250, parent: 200, cgroup: "/", mount: mountNode}}, []string{"A 100", "B 200 250@/"}},
+		"and its own child":                         {[]person{{pid: 250, parent: 200, cgroup: "/", mount: mountNobody}, {pid: 251, parent: 250, cgroup: "/", mount: mountNobody}}, []string{"A 100", "B 200 250@/ 251@/"}},
+		"joined the pids alone":                     {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountNode, inner: 7, everything: true}}, []string{"A 100", "B 200", session + " joined one of 2 50"}},
+		"the same where there are other namespaces": {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountNode, inner: 7}, {pid: 60, parent: 1, cgroup: "/machine", mount: mountNode, inner: 1}}, []string{"A 100", "B 200", "/machine 60", session + " 50"}},
+		"a stage before the list shows it":          {[]person{{pid: 50, parent: 90, cgroup: "/kubepods/podA/" + idC, mount: mountNode, inner: 1, everything: true, forked: true}}, []string{"A 100", "B 200", "C of podA 50"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, containers := twoPods(t)
+			p.cgroup("kubepods/podA/"+idA, 100)
+			p.cgroup("kubepods/podB/"+idB, 200)
+			for _, who := range row.who {
+				who.name = "x"
+				p.person(who)
+				if strings.HasPrefix(who.cgroup, "/kubepods") {
+					p.cgroup(who.cgroup, who.pid)
+				}
+			}
+			var got []string
+			for _, c := range p.sweep(proc.Options{}, containers...).Containers {
+				text := c.ID
+				if short := map[string]string{idA: "A", idB: "B", idC: "C"}[c.ID]; short != "" {
+					text = short
+				}
+				if !*c.Managed && c.Pod != nil {
+					text += " of " + c.Pod.Name
+				}
+				if len(c.MayHaveJoined) > 0 {
+					text += fmt.Sprintf(" joined one of %d", len(c.MayHaveJoined))
+				}
+				for _, p := range c.Processes {
+					text += fmt.Sprintf(" %d", p.PID)
+					if p.Elsewhere != "" {
+						text += "@" + p.Elsewhere
+					}
+				}
+				got = append(got, text)
+			}
+			if !slices.Equal(got, row.want) {
+				t.Errorf("told %q, want %q", got, row.want)
+			}
+		})
+	}
+}
