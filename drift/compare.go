@@ -134,6 +134,7 @@ func Compare(node Node, c Container) []Finding {
 			b.unmanaged()
 		}
 	}
+	b.overdue()
 	if c.Declared.OCI == nil {
 		return b.findings
 	}

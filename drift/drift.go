@@ -183,6 +183,11 @@ type Container struct {
 	// RuntimeID is the id by which the runtime knows it, and its cgroup is named, where
 	// that is not ID: ids of the runtime are unique within a namespace of its own alone.
 	RuntimeID string `json:"-"`
+	// Overdue is nil where a look had the time to read all its processes.
+	Overdue *Overdue `json:"-"`
+	// Afresh has a sweep read all processes that the container is given with, also those
+	// of which it is known that they did not run since they were read.
+	Afresh bool `json:"-"`
 
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told

@@ -64,7 +64,7 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 			Why:  "this program runs in a pid namespace of its own, where cgroup.procs does not tell the node's pids, so each process is asked for its cgroup; run it in the node's (hostPID: true)",
 		})
 	}
-	t, err := openTree(fs.cgroup)
+	t, err := openTree(fs.cgroup, r.hierarchies())
 	if err != nil {
 		return node, append(limits, drift.Limit{What: "which processes are in which container", Why: err.Error(), Blind: true}), nil
 	}
@@ -201,7 +201,7 @@ func (fs *FS) Process(pid int) (drift.Process, error) {
 	if err != nil {
 		return drift.Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
-	if _, _, err := r.threads(&p, fs.options.Threads, 0); err != nil && !errors.Is(err, ErrVanished) {
+	if _, _, _, err := r.threads(&p, fs.options.Threads, 0, 0); err != nil && !errors.Is(err, ErrVanished) {
 		return drift.Process{}, fmt.Errorf("threads of process %d: %w", pid, err)
 	}
 	return p, nil

@@ -43,6 +43,7 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 				o.byStarter[parent] = append(o.byStarter[parent], c.ID)
 			}
 		}
+		r.spent(0) // which is not the doing of the process that is read just now
 	})
 	return o
 }

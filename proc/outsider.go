@@ -11,6 +11,9 @@ import (
 
 // reading is what a sweep read of one process.
 type reading struct {
+	pid     int
+	group   *group         // [sweep.others] of those that no group claims
+	done    bool           // false where there was no time for it
 	process *drift.Process // nil of a process that is in no container
 	born    birth
 	err     error
@@ -139,6 +142,10 @@ func (s *sweep) ownersOf() map[int]*group {
 	return owners
 }
 
+// maxAsked bounds how many processes of one container one sweep asks where they came from
+// for their parent alone: those that hold too much are asked all.
+const maxAsked = 256
+
 // giveBack puts processes that are in one container's cgroup and came from another with
 // the one that they came from. A process is where its parent is, and who execs into a
 // container has the parent that its first process has; all others are asked.
@@ -148,7 +155,7 @@ func (s *sweep) giveBack() {
 		if !g.given || g.alone || g.silent || g.resting {
 			continue
 		}
-		starter := 0
+		starter, asks := 0, maxAsked
 		for i := range g.processes {
 			if g.processes[i].PID == g.container.InitPID {
 				starter = g.processes[i].ParentPID
@@ -156,7 +163,8 @@ func (s *sweep) giveBack() {
 		}
 		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool {
 			foreign := p.Lineage == nil && p.Elsewhere == "" && starter > 1 && p.ParentPID != starter && p.PID != g.container.InitPID && owners[p.ParentPID] != g
-			if foreign {
+			if foreign && asks > 0 {
+				asks--
 				asked, _, err := s.readers[0].withOrigin(&s.look, &g.container, p, always)
 				if err != nil {
 					return false // ended, and the next sweep says so
@@ -193,7 +201,7 @@ func (s *sweep) givenGroup(id string) *group {
 
 // takeChildren takes the processes in no container whose parents are a container's: who
 // left his container's cgroup is still its own, and so are those that he starts.
-func (s *sweep) takeChildren(pids []int, readings []reading) {
+func (s *sweep) takeChildren(readings []reading) {
 	owners := s.ownersOf()
 	for found := true; found; {
 		found = false
@@ -205,10 +213,10 @@ func (s *sweep) takeChildren(pids []int, readings []reading) {
 			}
 			found = true
 			r := s.readers[0]
-			o.owner, o.process, o.cgroup = owner, new(drift.Process), s.cgroupOf(r, pids[i])
-			s.readStray(r, pids[i], o)
-			s.take(owner, pids[i], o.process, o.born, o.err)
-			owners[pids[i]] = owner
+			o.owner, o.process, o.cgroup = owner, new(drift.Process), s.cgroupOf(r, o.pid)
+			s.readStray(r, o.pid, o)
+			s.take(owner, o.pid, o.process, o.born, o.err)
+			owners[o.pid] = owner
 		}
 	}
 }
