@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,6 +53,9 @@ type Options struct {
 	// Readers is how many processes are read at the same time; as many as there are
 	// cores when 0. One is the cheapest, by a sixth.
 	Readers int
+	// Arguments has the command lines of those read whose lineage is. They may hold
+	// secrets.
+	Arguments bool
 }
 
 // FS is a root directory under which a node's /proc and /sys/fs/cgroup are found.
@@ -68,12 +72,14 @@ type memory struct {
 	births atomic.Pointer[births]
 	rests  atomic.Pointer[map[string]rest]
 	places atomic.Pointer[map[string]place] // where the last sweep found each container
+
+	programs *programs
 }
 
 // New returns the trees below root: "/" for the machine itself, "/host" where a
 // pod mounts the node's trees as /host/proc and /host/sys/fs/cgroup.
 func New(root string, o Options) *FS {
-	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, memory: new(memory)}
+	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, memory: &memory{programs: newPrograms(time.Now)}}
 }
 
 // With returns the same trees to be read in another way. What is known of the
