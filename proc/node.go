@@ -48,6 +48,13 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 		return drift.Node{}, nil, &MalformedError{File: fs.proc + "/sys/kernel/cap_last_cap", What: "not a capability: " + strconv.QuoteToASCII(clip([]byte(last)))}
 	}
 	node.CapLastCap = capdecode.Cap(n)
+	// From the kernel, not from uptime and the reader's clock: two looks then give one
+	// process one start, and a picture of a /proc the one that it was taken with.
+	if text, err := r.file(dir, "stat"); err == nil {
+		if node.BootTime, err = parseBootTime(text); err != nil {
+			return drift.Node{}, nil, locate(err, fs.proc+"/stat")
+		}
+	}
 
 	var limits []drift.Limit
 	var limit *drift.Limit

@@ -401,6 +401,35 @@ func FuzzParseStatus(f *testing.F) {
 	})
 }
 
+func TestParseBootTime(t *testing.T) {
+	for _, test := range []struct {
+		text string
+		want int64 // -1 for none
+	}{
+		{"cpu  1 2 3\nintr 4 btime 5\nctxt 6\nbtime 1767323045\nprocesses 7\n", 1767323045},
+		{"cpu  1 2 3\nctxt 6\n", -1},
+		{"btime \n", -1},
+		{"btime -1\n", -1},
+		{"btime 99999999999999\n", -1},
+	} {
+		at, err := parseBootTime([]byte(test.text))
+		var malformed *MalformedError
+		if test.want < 0 && (!errors.As(err, &malformed) || !at.IsZero()) || test.want >= 0 && (err != nil || at.Unix() != test.want || at.Location() != time.UTC) {
+			t.Errorf("%q: %v, %v", test.text, at, err)
+		}
+	}
+}
+
+func FuzzParseBootTime(f *testing.F) {
+	f.Add([]byte("ctxt 6\nbtime 1767323045\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		at, err := parseBootTime(text)
+		if _, wrong := at.MarshalJSON(); (err == nil) == at.IsZero() || wrong != nil {
+			t.Errorf("%q: %v, %v, %v", text, at, err, wrong)
+		}
+	})
+}
+
 func FuzzParseStat(f *testing.F) {
 	f.Add("sleep", uint64(277437))
 	f.Add(") S 1 (", uint64(1))

@@ -59,6 +59,9 @@ type Options struct {
 	// much again to read threads. Containers have equal parts of it. What does not fit is
 	// told as overdue, and comes with the next sweeps. There is no bound when it is 0.
 	Time time.Duration
+	// Arguments has the command lines of those read whose lineage is. They may hold
+	// secrets.
+	Arguments bool
 }
 
 // FS is a root directory under which a node's /proc and /sys/fs/cgroup are found.
@@ -79,12 +82,14 @@ type memory struct {
 	// accounts are of the time that reading took, by group.
 	accounts atomic.Pointer[map[string]account]
 	places   atomic.Pointer[map[string]place] // where the last sweep found each container
+
+	programs *programs
 }
 
 // New returns the trees below root: "/" for the machine itself, "/host" where a
 // pod mounts the node's trees as /host/proc and /host/sys/fs/cgroup.
 func New(root string, o Options) *FS {
-	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, laps: processorLaps, memory: new(memory)}
+	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, laps: processorLaps, memory: &memory{programs: newPrograms(time.Now)}}
 }
 
 // With returns the same trees to be read in another way. What is known of the
