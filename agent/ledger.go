@@ -154,7 +154,9 @@ func (l *ledger) see(s sample, found drift.Finding, whole map[string]drift.Findi
 	suspect := l.suspects[found.ID]
 	switch {
 	case certain(found) || suspect != nil && l.confirms(s, suspect, found):
-		delete(l.suspects, found.ID)
+		if delete(l.suspects, found.ID); suspect != nil {
+			full = worst(suspect.Finding, full)
+		}
 		return []Change{l.add(s.at, full)}
 	case suspect == nil:
 		l.suspects[found.ID] = &suspicion{Finding: full, since: s.at}
@@ -167,6 +169,7 @@ func (l *ledger) see(s sample, found drift.Finding, whole map[string]drift.Findi
 // see enters that a suspicion is shown again. It is about all capabilities that were shown,
 // so that whoever shows others each time is confirmed as soon as one comes again.
 func (s *suspicion) see(now drift.Finding) {
+	now = worst(s.Finding, now)
 	now.Capabilities |= s.Capabilities
 	s.Finding, s.gone = now, time.Time{}
 }
@@ -195,6 +198,7 @@ func (l *ledger) add(at time.Time, f drift.Finding) Change {
 // update enters what a finding is like now. It is told at once where it is worse, and
 // else only so often.
 func (e *entry) update(at time.Time, now drift.Finding) []Change {
+	now = worst(e.Finding, now)
 	e.Finding, e.gone, e.why = now, time.Time{}, ""
 	if alike(e.told, now) || !worse(e.told, now) && at.Sub(e.toldAt) < damping {
 		return nil
@@ -368,6 +372,16 @@ func alike(a, b drift.Finding) bool {
 	return a.Severity == b.Severity && a.Capabilities == b.Capabilities && a.Cause == b.Cause && a.Remedy == b.Remedy &&
 		a.Declared == b.Declared && a.Actual == b.Actual && a.Exception == b.Exception &&
 		a.PID == b.PID && a.StartTime == b.StartTime && a.TID == b.TID && a.Processes == b.Processes && a.Message == b.Message
+}
+
+// worst returns a finding as it is now, and as bad as it was: a process that came from
+// outside and is adopted inside later looks harmless by itself.
+func worst(before, now drift.Finding) drift.Finding {
+	if tied(now) && now.Kind != drift.PolicyViolation && now.Severity < before.Severity {
+		now.Severity, now.Message, now.Remedy, now.Paste = before.Severity, before.Message, before.Remedy, before.Paste
+		now.Cause, now.Incident = before.Cause, before.Incident
+	}
+	return now
 }
 
 // worse reports whether a finding has become one that a person should hear of at once. So

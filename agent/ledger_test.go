@@ -241,16 +241,26 @@ func TestLedger(t *testing.T) {
 				s.wait(61 * time.Second)
 			}
 		}, []string{opened + "1", "finding_resolved permitted_excess 1 ended", opened + "1", "finding_resolved permitted_excess 1 ended"}, ""},
-		"what is worse is told at once, and what is better later": {func(s *script) {
-			better := func(f *drift.Finding) { f.Severity = drift.High }
+		"what is worse is told at once, and stays as bad": {func(s *script) {
+			better := func(f *drift.Finding) { f.Severity, f.Message = drift.High, "undecided" }
 			s.look(nil, with(shows(1), better))
 			s.wait(look)
 			s.look(nil, with(shows(1), better))
-			for range 10 {
+			for range 500 {
 				s.note(s.take(sample{at: s.at, found: []drift.Finding{shows(1)}, over: func(drift.Finding) string { return "" }}))
 				s.note(s.take(sample{at: s.at, found: []drift.Finding{with(shows(1), better)}, over: func(drift.Finding) string { return "" }}))
+				s.wait(look)
+			}
+			if f := s.findings()[0]; f.Severity != drift.Critical || f.Message != shows(1).Message {
+				s.told = append(s.told, "it became "+f.Message)
 			}
 		}, []string{opened + "1", "finding_updated permitted_excess 1"}, ""},
+		"a suspicion is as bad as its worst look": {func(s *script) {
+			s.look(nil, shows(1))
+			s.wait(look)
+			s.look(nil, with(shows(1), func(f *drift.Finding) { f.Severity = drift.High }))
+			s.told = append(s.told, s.findings()[0].Severity.String())
+		}, []string{opened + "1", "critical"}, ""},
 		"processes of no weight that come and go are one finding": {func(s *script) {
 			for pid := 1; pid < 600; pid++ { // for two and a half minutes, with looks in which none is there
 				s.look([]int{pid - 1}, info(pid))

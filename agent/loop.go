@@ -321,7 +321,7 @@ func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
 	for _, suspect := range l.state.ledger.pending() {
 		// Reading its process again should have told by now, and could not.
 		late := l.Now().Sub(suspect.since) > l.Cadence.Confirm
-		waits = waits || late || !l.state.rereadable(suspect.Finding)
+		waits = waits || late || suspect.Kind == drift.UnknownOrigin || !l.state.rereadable(suspect.Finding)
 	}
 	if waits && !second {
 		l.state.wholeAt = time.Time{} // perhaps it is about a thread
@@ -377,8 +377,8 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	}
 	given := slices.Concat(s.listed, s.ended)
 	for i := range given {
-		if before := s.containers[given[i].ID]; before != nil && !whole {
-			given[i].Processes = before.Processes // and keeps them where it was at rest
+		if before := s.containers[given[i].ID]; before != nil {
+			given[i].Processes, given[i].Afresh = before.Processes, whole // and keeps them where it was at rest
 		}
 	}
 	sweep, err := host.Sweep(ctx, given)
@@ -426,7 +426,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	seen := l.judge(threads)
 	s.takenAt, s.took = started, l.Now().Sub(started)
 	seen.at, seen.asked = l.Now(), s.askedAt
-	seen.read = func(f drift.Finding) bool { return whole || s.readAnew(f, before[f.ContainerID]) }
+	seen.read = func(f drift.Finding) bool { return s.readAnew(f, before[s.holder(f)], whole) }
 	seen.over = func(f drift.Finding) string { return s.over(f, threads && sweep.Threads.Skipped == 0) }
 	changes = append(changes, s.ledger.take(seen)...)
 	l.rereadSuspects()
@@ -456,17 +456,16 @@ func keepThreads(before, now []drift.Process) {
 		pid   int
 		start uint64
 	}
-	threads := make(map[identity][]drift.Thread)
-	for _, p := range before {
-		if len(p.Threads) > 0 && p.Observation != drift.Starting {
-			threads[identity{p.PID, p.StartTime}] = p.Threads
+	known := make(map[identity]*drift.Process)
+	for i := range before {
+		if p := &before[i]; p.Observation != drift.Starting && (p.ThreadsRead || len(p.Threads) > 0) {
+			known[identity{p.PID, p.StartTime}] = p
 		}
 	}
-	if len(threads) == 0 {
-		return
-	}
 	for i := range now {
-		now[i].Threads = threads[identity{now[i].PID, now[i].StartTime}]
+		if p := known[identity{now[i].PID, now[i].StartTime}]; p != nil {
+			now[i].Threads, now[i].ThreadsRead = p.Threads, p.ThreadsRead
+		}
 	}
 }
 

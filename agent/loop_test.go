@@ -437,7 +437,8 @@ func TestThreadsHaveACadenceOfTheirOwn(t *testing.T) {
 	}
 }
 
-// noted is a machine that notes with how many processes it is given its containers.
+// noted is a machine that notes with how many processes it is given its containers, that it
+// need not read again.
 type noted struct {
 	*machine
 	what  string
@@ -445,7 +446,11 @@ type noted struct {
 }
 
 func (h noted) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
-	h.change(func() { *h.given = append(*h.given, fmt.Sprint(h.what, " ", len(given[0].Processes))) })
+	known := len(given[0].Processes)
+	if given[0].Afresh {
+		known = 0
+	}
+	h.change(func() { *h.given = append(*h.given, fmt.Sprint(h.what, " ", known)) })
 	return h.machine.Sweep(ctx, given)
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -118,7 +119,7 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 	}
 	part := sample{at: l.Now(), found: l.except(drift.CompareProcesses(s.node, bare, seen)), partial: true}
 	part.over = func(f drift.Finding) string {
-		if f.ContainerID != c.ID && f.ContainerID != "" || !tied(f) {
+		if f.ContainerID != c.ID || !tied(f) {
 			return ""
 		}
 		switch p := processOf(c.Processes, f); {
@@ -136,12 +137,18 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 	return part
 }
 
-// readable enters whether the processes of every container can be read. Another text about
+// readable enters whether the processes of every container can be read, in time. Another text about
 // one that cannot is told only so often: which process it names is the pod's doing.
 func (l *Loop) readable() []Change {
 	var err error
-	for _, id := range slices.Sorted(maps.Keys(l.state.unread)) {
-		err = l.state.unread[id]
+	failed := maps.Clone(l.state.unread)
+	for id, c := range l.state.containers {
+		if c.Overdue != nil {
+			failed[id] = fmt.Errorf("%s: %s", c.Label(), c.Overdue)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(failed)) {
+		err = failed[id]
 		break
 	}
 	before, known := l.state.components["read"]

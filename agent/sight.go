@@ -38,16 +38,23 @@ func withoutThreads(processes []drift.Process) []drift.Process {
 	}
 	bare := slices.Clone(processes)
 	for i := range bare {
-		bare[i].Threads = nil
+		bare[i].Threads, bare[i].ThreadsRead = nil, false
 	}
 	return bare
 }
 
-// readAnew reports whether a sweep certainly read the process that shows a finding: one
-// that is just as it was before may have been left out, for it was at rest.
-func (s *state) readAnew(f drift.Finding, before *drift.Container) bool {
-	c := s.containers[f.ContainerID]
-	if !tied(f) || c == nil || before == nil || before.Declared != c.Declared || !same(before.Managed, c.Managed) {
+// readAnew reports whether a sweep certainly read the process that shows a finding: not one
+// for which it had no time and, but in a whole look, not one that is just as it was before,
+// for it may have been at rest.
+func (s *state) readAnew(f drift.Finding, before *drift.Container, whole bool) bool {
+	c := s.containers[s.holder(f)]
+	if !tied(f) || c == nil {
+		return true
+	}
+	if c.Stale(f.PID) {
+		return false
+	}
+	if whole || before == nil || before.Declared != c.Declared || !same(before.Managed, c.Managed) {
 		return true
 	}
 	then, now := processOf(before.Processes, f), processOf(c.Processes, f)
@@ -126,7 +133,7 @@ func (s *state) over(f drift.Finding, threads bool) string {
 	switch p := processOf(c.Processes, f); {
 	case p == nil:
 		return ResolvedEnded
-	case f.TID != 0 && !threads || !compared(p):
+	case f.TID != 0 && !threads || c.Stale(p.PID) || !compared(p):
 		return ""
 	}
 	return ResolvedExplained
@@ -138,8 +145,8 @@ func wholly(c *drift.Container) bool {
 }
 
 // compared reports whether nothing kept a process from being held against what was
-// declared: one whose user namespace is not known, or which is a runtime's stage, is not
+// declared: one whose user namespace is not known, or which is the runtime's own, is not
 // refuted.
 func compared(p *drift.Process) bool {
-	return p.Observation != drift.Starting && p.UserNamespace.Relation != drift.RelationUnknown
+	return p.Observation != drift.Starting && p.Observation != drift.Helper && p.UserNamespace.Relation != drift.RelationUnknown
 }

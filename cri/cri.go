@@ -3,17 +3,22 @@
 // for the containers that no pod explains.
 //
 // Read it in this order: [Connect] finds the runtime, [Client.Inventory] asks
-// it, info.go, spec.go and config.go decode its answers, containerd.go looks beside the CRI,
+// it, learn.go learns what was declared and from where, info.go, spec.go and config.go decode
+// the answers, prune.go and wire.go read them without holding them, containerd.go looks
+// beside the CRI,
 // [Client.Events] listens for when to ask again.
 //
 // # Promises
 //
 // Only calls that read are made: Version, Status, the lists and the statuses, and List
-// and Get of containerd's API; and one that listens, Subscribe of containerd's or
+// and Get of containerd's API (namespaces, tasks, containers); and one that listens, Subscribe of containerd's or
 // GetContainerEvents of CRI-O. Every call but that one has a deadline, and a bound on
 // the size of its answer. The environment and the arguments of a container, which a
 // verbose status carries, are never decoded, returned or quoted in an error.
-// One container that cannot be read never hides the others.
+// One container that cannot be read never hides the others, and is not hidden itself by
+// what its pod's author wrote: an answer that is too large to send is asked for in gzip and
+// read as a stream, and what it would have told is looked for elsewhere ([drift.Container]
+// says in Undeclared where it was not found).
 package cri
 
 import (
@@ -88,10 +93,13 @@ type Client struct {
 
 	starts starts // of tasks in the CRI's namespace
 
-	mu      sync.Mutex
-	bundles string           // where the bundles' config.json are, %s for the id; empty when not known
-	large   sync.Mutex       // held by the one status call that may be large
-	known   map[string]facts // by [subject.key]: what a status told, once per container
+	large turns // of the one call whose answer may be large
+
+	mu         sync.Mutex
+	containerd bool             // it is one, with an API of its own
+	bundles    string           // where the bundles' config.json are, for {namespace} and {id}; empty when not known
+	known      map[string]facts // by [subject.key]: what was told, once per container
+	failures   map[string]failure
 }
 
 // Connect opens the endpoint, or the first of the usual places where a runtime
@@ -193,7 +201,7 @@ func connect(ctx context.Context, path string, o Options) (*Client, error) {
 	}
 	c := &Client{
 		path: path, root: o.Root, peer: peer, conn: conn, cri: runtimeapi.NewRuntimeServiceClient(conn),
-		timeout: o.Timeout, parallel: o.Parallel,
+		timeout: o.Timeout, parallel: o.Parallel, large: turns{one: make(chan struct{}, 1)},
 	}
 	if _, err := c.version(ctx); err != nil {
 		return nil, errors.Join(err, conn.Close())

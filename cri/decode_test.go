@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/types/task"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/capdrift/capdrift/cri/fake"
 	"github.com/capdrift/capdrift/drift"
@@ -141,6 +143,34 @@ func variants(tb testing.TB, tree map[string]any) []string {
 	return texts
 }
 
+// told reads an info as it comes over the wire.
+func told(answer map[string]string) (*verbose, error) {
+	var message []byte
+	for key, value := range answer {
+		entry := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), key)
+		entry = protowire.AppendString(protowire.AppendTag(entry, 2, protowire.BytesType), value)
+		message = protowire.AppendBytes(protowire.AppendTag(message, 2, protowire.BytesType), entry)
+	}
+	v := &verbose{}
+	return v, v.read(bytes.NewReader(message))
+}
+
+func decodeInfo(answer map[string]string) (facts, error) {
+	v, err := told(answer)
+	if err != nil {
+		return facts{}, err
+	}
+	return v.facts()
+}
+
+func decodeSandbox(answer map[string]string) (facts, error) {
+	v, err := told(answer)
+	if err != nil {
+		return facts{}, err
+	}
+	return v.sandbox()
+}
+
 // TestSecretsStayInside plants a secret in the environment, the arguments and
 // the annotations, in good and in broken answers, and looks for it in all that
 // comes out.
@@ -162,7 +192,7 @@ func TestSecretsStayInside(t *testing.T) {
 					t.Fatalf("%s: the secret is in %s, error %v, of %.300s", capture, at, err, text)
 				}
 			}
-			if s, err := decodeSpec([]byte(text)); leaks(s)+leaks(fmt.Sprint(err)) != "" {
+			if s, err := decodeSpec(strings.NewReader(text)); leaks(s)+leaks(fmt.Sprint(err)) != "" {
 				t.Fatalf("%s: the secret is in the spec or in %v", capture, err)
 			}
 		}
@@ -224,7 +254,7 @@ func TestSecretsStayInsideAnInventory(t *testing.T) {
 }
 
 // errorForms are all the errors of the decoders: none has room for input.
-var errorForms = regexp.MustCompile(`^(the (verbose status|OCI spec) (is not JSON|is not of the form expected) \(at byte \d+ of \d+\)|the verbose status has a negative pid)$`)
+var errorForms = regexp.MustCompile(`^(the (verbose status|OCI spec) (is not JSON \(at byte \d+\)|is not of the form expected|is empty)|the verbose status has a negative pid)$`)
 
 // check holds what is true of any facts: nothing at all with an error, else
 // sorted and bounded, and a reason where something is missing.
@@ -283,7 +313,7 @@ func FuzzDecodeSpec(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s, err := decodeSpec(text)
+		s, err := decodeSpec(bytes.NewReader(text))
 		if err != nil && s != nil {
 			t.Fatalf("%+v with %v", s, err)
 		}

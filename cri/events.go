@@ -198,8 +198,8 @@ func (c *Client) subscribeContainerd(ctx context.Context, q *queue, heard func()
 		heard()
 		if event, ok := decodeEvent(envelope.GetEvent()); ok {
 			event.Namespace = clip(envelope.GetNamespace())
-			if event.Kind == ContainerCreated || event.Kind == Started {
-				c.starts.noted()
+			if event.Namespace == criNamespace {
+				c.starts.tell(event)
 			}
 			q.put(event)
 		}

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,9 @@ type facts struct {
 	oci        *drift.OCI
 	bundle     *drift.OCI // what the OCI runtime read, where it could be read
 	missing    []string   // why this is not all
+	// weak is true where the runtime could not tell what was declared, and its bundle did;
+	// undeclared where no source did, for a reason of this container's own.
+	weak, undeclared bool
 }
 
 func (f *facts) lacks(what string) { f.missing = append(f.missing, what) }
@@ -56,9 +60,9 @@ type config struct {
 	Linux struct {
 		SecurityContext struct {
 			Capabilities struct {
-				Add        []string `json:"add_capabilities"`
-				Drop       []string `json:"drop_capabilities"`
-				AddAmbient []string `json:"add_ambient_capabilities"`
+				Add        names `json:"add_capabilities"`
+				Drop       names `json:"drop_capabilities"`
+				AddAmbient names `json:"add_ambient_capabilities"`
 			} `json:"capabilities"`
 			Privileged      bool `json:"privileged"`
 			NoNewPrivileges bool `json:"no_new_privs"`
@@ -82,9 +86,9 @@ type config struct {
 func (f *facts) layer(c *config) *drift.CRI {
 	security := c.Linux.SecurityContext
 	layer := drift.CRI{
-		Add:        f.bound(security.Capabilities.Add, maxDeclared, "added capabilities of the CRI config"),
-		Drop:       f.bound(security.Capabilities.Drop, maxDeclared, "dropped capabilities of the CRI config"),
-		AddAmbient: f.bound(security.Capabilities.AddAmbient, maxDeclared, "ambient capabilities of the CRI config"),
+		Add:        f.bound(security.Capabilities.Add, maxListed, "added capabilities of the CRI config"),
+		Drop:       f.bound(security.Capabilities.Drop, maxListed, "dropped capabilities of the CRI config"),
+		AddAmbient: f.bound(security.Capabilities.AddAmbient, maxListed, "ambient capabilities of the CRI config"),
 		Privileged: security.Privileged, NoNewPrivileges: security.NoNewPrivileges,
 		UserNamespace:          security.NamespaceOptions.UserNamespace != nil && security.NamespaceOptions.UserNamespace.Mode == 0,
 		ReadOnlyRootFilesystem: security.ReadOnlyRootFilesystem,
@@ -115,7 +119,7 @@ func seccompProfile(profileType int) string {
 // DecodeContainerConfig reads a CRI ContainerConfig in JSON, as crictl takes it
 // and as containerd shows it in a verbose status. An error never quotes it.
 func DecodeContainerConfig(text []byte) (drift.CRI, error) {
-	c, err := decode[config](text)
+	c, err := decode[config](bytes.NewReader(text))
 	if err != nil {
 		return drift.CRI{}, fmt.Errorf("the CRI container config %w", err)
 	}
@@ -141,30 +145,17 @@ func (b *binaryName) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-const (
-	// usualInfo is larger than nearly all. A status call takes no more in the
-	// ordinary course, so that many at once stay small.
-	usualInfo = 4 << 20
-	// largeInfo bounds the status of a container that has more. It is the most that a pod can make of it, so that nobody hides a
-	// container behind a long environment: an object of 1.5 MiB (etcd's limit),
-	// every byte of it written \u003c, once in config and once in runtimeSpec.
-	largeInfo = 19 << 20
+// maxListed is more than a [collector] keeps of one list: all that it kept is shown.
+const maxListed = 2 * maxNames
 
-	maxDeclared = 1024 // names kept of the CRI's add and drop lists
-)
-
-// decodeInfo reads the verbose information of a container or a sandbox.
-func decodeInfo(answer map[string]string) (facts, error) {
-	text, ok := answer["info"]
-	if !ok || text == "" {
+// facts returns what a verbose status tells of a container or a sandbox.
+func (v *verbose) facts() (facts, error) {
+	if !v.told {
 		var f facts
 		f.lacks("the runtime gives no verbose status")
 		return f, nil
 	}
-	in, err := decode[info]([]byte(text))
-	if err != nil {
-		return facts{}, fmt.Errorf("the verbose status %w", err)
-	}
+	in := v.info
 	if in.PID < 0 {
 		return facts{}, errors.New("the verbose status has a negative pid")
 	}
@@ -178,12 +169,12 @@ func decodeInfo(answer map[string]string) (facts, error) {
 	return f, nil
 }
 
-// decodeSandbox is decodeInfo for a pod's sandbox. Its config declares no
-// capabilities (LinuxSandboxSecurityContext has none), so it is no CRI layer.
-func decodeSandbox(answer map[string]string) (facts, error) {
-	f, err := decodeInfo(answer)
+// sandbox is facts for a pod's sandbox. Its config declares no capabilities
+// (LinuxSandboxSecurityContext has none), so it is no CRI layer.
+func (v *verbose) sandbox() (facts, error) {
+	f, err := v.facts()
 	f.cri, f.privileged = nil, nil
-	f.spoofed = err == nil && f.pid == 0 && answer["info"] != ""
+	f.spoofed = err == nil && v.told && f.pid == 0
 	return f, err
 }
 

@@ -3,16 +3,13 @@ package cri
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/capdrift/capdrift/drift"
@@ -21,19 +18,30 @@ import (
 // subject is a container that a list named, and how to learn the rest.
 type subject struct {
 	drift.Container
+	id        string // as the runtime has it, and unbounded
+	namespace string // containerd's
 	sandboxID string
 	key       string // under which its facts are kept
 	ask       func(context.Context) (facts, error)
+	runs      func(context.Context) (bool, error) // asked in few words; nil outside the CRI
 
 	facts facts
 	err   error
+	asked bool // this time; of one that ended, ever
+	// settled is true where the failure is this container's own.
+	settled bool
 }
 
 // Inventory lists what runs now: the containers of pods, their sandboxes, and
 // the containers of containerd that no pod explains, sorted by pod, container
 // name and id. A status is asked for once per container and kept until the
 // container is gone; the declared layers of two inventories are therefore the
-// same values, which must not be written to.
+// same values, which must not be written to. What a failure left unknown is asked for
+// again less and less often.
+//
+// Containers that ended, and sandboxes, are told as long as the CRI lists them, the
+// newest few hundred: what is beyond is no limit, because a process that is left in the
+// cgroup of such a one is found all the same, as nobody's.
 //
 // An error means that the runtime could not be asked at all. One container that
 // could not be read is in the inventory, with the reason; what could not be
@@ -55,67 +63,195 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 	if err != nil {
 		return drift.Inventory{}, err
 	}
-	subjects := c.listed(all.GetContainers(), pods.GetItems())
-	inventory := drift.Inventory{Runtime: runtime, Starting: starting(all.GetContainers()), Limits: slices.Clone(c.passed)}
-	if runtime.Name == "containerd" {
+	budget, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	c.large.over = budget.Done()
+	subjects, ended := c.listed(all.GetContainers(), pods.GetItems())
+	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(all.GetContainers(), subjects), Limits: slices.Clone(c.passed)}
+	if c.containerd = runtime.Name == "containerd"; c.containerd {
 		unmanaged, limits := c.unmanaged(ctx, idsOf(all.GetContainers(), pods.GetItems()))
 		subjects = append(subjects, unmanaged...)
 		inventory.Limits = append(inventory.Limits, limits...)
 	}
-	c.learn(ctx, subjects)
+	identify(slices.Concat(subjects, ended))
+	c.learn(ctx, subjects, ended)
 	if ctx.Err() != nil {
 		return drift.Inventory{}, fmt.Errorf("%s: %w", c.path, ctx.Err())
 	}
-	inventory.Containers = conclude(subjects)
+	sandboxes := make(map[string]facts) // where only theirs tell, or tell at all
+	for _, s := range slices.Concat(subjects, ended) {
+		if s.Sandbox {
+			sandboxes[s.sandboxID] = s.facts
+		}
+	}
+	inventory.Containers = conclude(subjects, sandboxes)
+	inventory.Ended = conclude(ended, sandboxes)
+	if limit, ok := weak(subjects); ok {
+		inventory.Limits = append(inventory.Limits, limit)
+	}
 	return inventory, nil
 }
 
-// listed makes a subject of each running container and each ready sandbox.
-func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandbox) []*subject {
+// weak says of which containers only the bundle told what was declared.
+func weak(subjects []*subject) (drift.Limit, bool) {
+	var of []string
+	for _, s := range subjects {
+		if s.err == nil && s.facts.weak {
+			of = append(of, s.ID)
+		}
+	}
+	if len(of) == 0 {
+		return drift.Limit{}, false
+	}
+	slices.Sort(of)
+	named := of[:min(len(of), 3)]
+	more := ""
+	if len(of) > len(named) {
+		more = fmt.Sprintf(" and %d more", len(of)-len(named))
+	}
+	return drift.Limit{
+		What: "what the runtime declared for " + strings.Join(named, ", ") + more,
+		Why: "it comes from config.json, because the runtime's answer is too large or cannot be read: " +
+			"what a wrapper of the OCI runtime or a hook changed cannot be told from it",
+	}, true
+}
+
+// listed makes a subject of each running container and each ready sandbox, and of
+// those that ended.
+func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandbox) (running, ended []*subject) {
 	sandboxes := make(map[string]*runtimeapi.PodSandbox, len(pods))
-	var subjects []*subject
 	for _, sandbox := range pods {
 		sandboxes[sandbox.GetId()] = sandbox
-		if sandbox.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
-			continue
-		}
-		subjects = append(subjects, &subject{
+		s := &subject{
 			Container: drift.Container{
-				ID: sandbox.GetId(), Name: "pause", Sandbox: true, Managed: new(true),
-				Pod: podOf(sandbox, sandbox.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
+				Name: "pause", Sandbox: true, Managed: new(true), Pod: podOf(sandbox, sandbox.GetLabels()), Labels: labelsOf(sandbox),
+				RuntimeHandler: clip(sandbox.GetRuntimeHandler()), Ended: sandbox.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY,
 			},
-			sandboxID: sandbox.GetId(), key: sandbox.GetId(), ask: c.askSandbox(sandbox),
-		})
+			id: sandbox.GetId(), namespace: criNamespace, sandboxID: sandbox.GetId(), key: "sandbox\x00" + sandbox.GetId(),
+		}
+		s.ask, s.runs = c.askSandbox(sandbox, s.Ended)
+		if s.Ended {
+			s.Created = createdAt(sandbox)
+			ended = append(ended, s)
+		} else {
+			running = append(running, s)
+		}
 	}
 	for _, container := range all {
-		if container.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		state := container.GetState()
+		if state != runtimeapi.ContainerState_CONTAINER_RUNNING && state != runtimeapi.ContainerState_CONTAINER_EXITED {
 			continue
 		}
 		sandbox := sandboxes[container.GetPodSandboxId()]
-		subjects = append(subjects, &subject{
+		s := &subject{
 			Container: drift.Container{
-				ID: container.GetId(), Name: clip(container.GetMetadata().GetName()), Managed: new(true),
+				Name: clip(container.GetMetadata().GetName()), Managed: new(true),
 				Image: clip(cmp.Or(container.GetImage().GetUserSpecifiedImage(), container.GetImage().GetImage(), container.GetImageRef())),
 				Pod:   podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
-				Created: createdAt(sandbox),
+				Created: createdAt(sandbox), Ended: state == runtimeapi.ContainerState_CONTAINER_EXITED,
 			},
-			sandboxID: container.GetPodSandboxId(), key: container.GetId(), ask: c.askContainer(container.GetId()),
-		})
+			id: container.GetId(), namespace: criNamespace, sandboxID: container.GetPodSandboxId(), key: "container\x00" + container.GetId(),
+		}
+		s.ask, s.runs = c.askContainer(s.id, s.Ended)
+		if s.Ended {
+			ended = append(ended, s)
+		} else {
+			running = append(running, s)
+		}
 	}
-	return subjects
+	return running, newest(ended)
 }
 
-// starting returns the containers that are made and do not count as running yet.
-// While one starts, the OCI runtime and its createContainer hooks are in its
-// cgroup, for as long as a hook takes.
-func starting(all []*runtimeapi.Container) []string {
+const (
+	// maxEnded bounds the containers that ended. A kubelet keeps one of each container of
+	// a pod, and a hundred of pods that are deleted.
+	maxEnded = 512
+	// maxEndedInPod of one pod are kept before any others of it: a pod that restarts
+	// hundreds of containers pushes out its own.
+	maxEndedInPod = 16
+)
+
+// newest returns the ended containers that are told of, those made last first.
+func newest(ended []*subject) []*subject {
+	slices.SortStableFunc(ended, func(a, b *subject) int { return b.Created.Compare(a.Created) })
+	count := make(map[string]int)
+	var first, rest []*subject
+	for _, s := range ended {
+		if count[s.sandboxID]++; count[s.sandboxID] <= maxEndedInPod {
+			first = append(first, s)
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	ended = append(first, rest...)
+	return ended[:min(len(ended), maxEnded)]
+}
+
+// identify gives the subjects ids that no two share, and nobody else can read as
+// something else. A container that is not in the CRI's namespace of containerd has its
+// own namespace before its id: ids are unique within one alone, and whoever may make
+// containers may choose them.
+func identify(subjects []*subject) {
+	count := make(map[string]int, len(subjects))
+	for _, s := range subjects {
+		s.ID = InventoryID(s.namespace, s.id)
+		if count[s.ID]++; count[s.ID] > 1 {
+			s.ID = fmt.Sprintf("%s#%d", s.ID, count[s.ID])
+		}
+		if s.ID != s.id && plainID(s.id) {
+			s.RuntimeID = s.id
+		}
+	}
+}
+
+// InventoryID returns the id that an inventory has of a container whose runtime calls
+// it by the given one, in the given namespace of containerd (empty elsewhere).
+func InventoryID(namespace, id string) string {
+	if !plainID(id) {
+		id = fmt.Sprintf("(%.40q %x)", id, sha256.Sum256([]byte(id)))
+	}
+	switch {
+	case namespace == "" || namespace == criNamespace:
+		return id
+	case !plainID(namespace):
+		namespace = fmt.Sprintf("(%.40q %x)", namespace, sha256.Sum256([]byte(namespace)))
+	}
+	return namespace + "/" + id
+}
+
+// plainID reports whether a text is one that runtimes take for an id or a namespace:
+// letters, digits and, between them, ".", "_" and "-"; pkg/identifiers of containerd.
+func plainID(text string) bool {
+	if text == "" || len(text) > 255 {
+		return false
+	}
+	for i, c := range []byte(text) {
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !letter && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// starting returns the containers and sandboxes that are made and do not count as
+// running yet. While one starts, the OCI runtime and its createContainer hooks are in
+// its cgroup, for as long as a hook takes. A sandbox is in no list until it runs; of
+// one that is being made containerd's events tell, where they are heard.
+func (c *Client) starting(all []*runtimeapi.Container, running []*subject) []string {
 	var ids []string
 	for _, container := range all {
 		if s := container.GetState(); s == runtimeapi.ContainerState_CONTAINER_CREATED || s == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
-			ids = append(ids, container.GetId())
+			ids = append(ids, InventoryID(criNamespace, container.GetId()))
 		}
 	}
-	return ids
+	for _, id := range c.starts.made() {
+		if !slices.ContainsFunc(running, func(s *subject) bool { return s.id == id }) {
+			ids = append(ids, InventoryID(criNamespace, id))
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // podOf takes the pod from its sandbox, else from the labels that the kubelet
@@ -165,34 +301,45 @@ func createdAt(sandbox *runtimeapi.PodSandbox) time.Time {
 	return time.Unix(0, sandbox.GetCreatedAt())
 }
 
-func (c *Client) askContainer(id string) func(context.Context) (facts, error) {
-	return func(ctx context.Context) (facts, error) {
-		answer, err := patient(ctx, c, c.cri.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+// askContainer returns the question for a container's facts, and the one whether it
+// runs.
+func (c *Client) askContainer(id string, ended bool) (func(context.Context) (facts, error), func(context.Context) (bool, error)) {
+	ask := func(ctx context.Context) (facts, error) {
+		answer, err := c.verbose(ctx, containerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 		if err != nil {
 			return facts{}, err
 		}
 		// CRI-O keeps the pid of a container that has ended since.
-		if answer.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if !ended && answer.state != uint64(runtimeapi.ContainerState_CONTAINER_RUNNING) {
 			return facts{}, errVanished
 		}
-		f, err := decodeInfo(answer.GetInfo())
+		f, err := answer.facts()
 		if err == nil {
-			f.bundle = c.bundle(id)
+			b, _ := c.bundle(ctx, criNamespace, id) // it explains causes, where it can be read
+			f.bundle = b.oci
 		}
 		return f, err
 	}
+	runs := func(ctx context.Context) (bool, error) {
+		answer, err := call(ctx, c, c.cri.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		return answer.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING, err
+	}
+	return ask, runs
 }
 
-func (c *Client) askSandbox(sandbox *runtimeapi.PodSandbox) func(context.Context) (facts, error) {
-	return func(ctx context.Context) (facts, error) {
-		answer, err := patient(ctx, c, c.cri.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandbox.GetId(), Verbose: true})
+// askSandbox is askContainer for a sandbox.
+func (c *Client) askSandbox(sandbox *runtimeapi.PodSandbox, ended bool) (func(context.Context) (facts, error), func(context.Context) (bool, error)) {
+	id := sandbox.GetId()
+	ask := func(ctx context.Context) (facts, error) {
+		answer, err := c.verbose(ctx, podSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 		if err != nil {
 			return facts{}, err
 		}
-		if answer.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		if !ended && answer.state != uint64(runtimeapi.PodSandboxState_SANDBOX_READY) {
 			return facts{}, errVanished
 		}
-		f, err := decodeSandbox(answer.GetInfo())
+		f, err := answer.sandbox()
+		f.spoofed = f.spoofed && !ended // one that ended has no process either
 		// CRI-O tells the handler in an annotation alone, among those of the pod's
 		// author, who could pass for a virtual machine by writing one of that name.
 		if forgeable(sandbox.GetAnnotations()) || forgeable(sandbox.GetLabels()) {
@@ -200,6 +347,11 @@ func (c *Client) askSandbox(sandbox *runtimeapi.PodSandbox) func(context.Context
 		}
 		return f, err
 	}
+	runs := func(ctx context.Context) (bool, error) {
+		answer, err := call(ctx, c, c.cri.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+		return answer.GetStatus().GetState() == runtimeapi.PodSandboxState_SANDBOX_READY, err
+	}
+	return ask, runs
 }
 
 func forgeable(written map[string]string) bool {
@@ -211,78 +363,26 @@ func forgeable(written map[string]string) bool {
 	return false
 }
 
-// patient makes a call whose answer is of the usual size and, where it is larger,
-// makes it again: those are waited for one at a time, since a few of them at once
-// would fill the memory of a small agent.
-func patient[Request proto.Message, Answer any](
-	ctx context.Context, c *Client, method func(context.Context, Request, ...grpc.CallOption) (Answer, error), request Request,
-) (Answer, error) {
-	answer, err := call(ctx, c, method, request, grpc.MaxCallRecvMsgSize(usualInfo))
-	if !errors.Is(err, errTooLarge) {
-		return answer, err
-	}
-	c.large.Lock()
-	defer c.large.Unlock()
-	return call(ctx, c, method, request, grpc.MaxCallRecvMsgSize(largeInfo))
-}
-
-// learn asks for the facts that are not known yet, several at once, and forgets
-// those of containers that are gone.
-func (c *Client) learn(ctx context.Context, subjects []*subject) {
-	var unanswered atomic.Int64
-	var group errgroup.Group
-	group.SetLimit(c.parallel)
-	for _, s := range subjects {
-		if known, ok := c.known[s.key]; ok {
-			s.facts = known
-			continue
-		}
-		group.Go(func() error {
-			// A runtime that hangs costs one timeout, not one per container.
-			if n := unanswered.Load(); n >= int64(c.parallel) {
-				s.err = fmt.Errorf("%s: not asked, because %d questions before it stayed without an answer", c.path, n)
-				return nil
-			}
-			s.facts, s.err = s.ask(ctx)
-			if errors.Is(s.err, context.DeadlineExceeded) {
-				unanswered.Add(1)
-			}
-			return nil
-		})
-	}
-	_ = group.Wait() // no error: each is kept with its container
-	if ctx.Err() != nil {
-		return
-	}
-	c.known = make(map[string]facts, len(subjects))
-	for _, s := range subjects {
-		if s.err == nil {
-			c.known[s.key] = s.facts
-		}
-	}
-}
-
-// conclude makes the containers of an inventory out of what was learnt.
-func conclude(subjects []*subject) []drift.Container {
-	handlers := map[string]string{} // by sandbox, where only its status tells
-	for _, s := range subjects {
-		if s.Sandbox {
-			handlers[s.sandboxID] = s.facts.handler
-		}
-	}
+// conclude makes the containers of an inventory out of what was learnt, of their
+// sandboxes too, by id.
+func conclude(subjects []*subject, sandboxes map[string]facts) []drift.Container {
 	containers := make([]drift.Container, 0, len(subjects))
 	for _, s := range subjects {
 		if errors.Is(s.err, errVanished) || s.facts.spoofed {
 			continue
 		}
 		container := s.Container
-		container.RuntimeHandler = cmp.Or(container.RuntimeHandler, handlers[s.sandboxID])
-		container.Name = cmp.Or(container.Name, s.facts.name, container.ID)
+		container.RuntimeHandler = cmp.Or(container.RuntimeHandler, sandboxes[s.sandboxID].handler)
+		container.Name = cmp.Or(container.Name, s.facts.name, container.RuntimeID, container.ID)
 		container.Image = cmp.Or(container.Image, s.facts.image)
-		container.InitPID = cmp.Or(container.InitPID, s.facts.pid)
+		if container.InitPID = cmp.Or(container.InitPID, s.facts.pid); container.Ended {
+			container.InitPID = 0
+		}
 		container.CgroupPath, container.Binary = s.facts.cgroupPath, s.facts.binary
 		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle, Privileged: s.facts.privileged}
 		container.Observation = drift.Observed
+		container.Undeclared = s.facts.undeclared
+		s.facts.shim = cmp.Or(s.facts.shim, sandboxes[s.sandboxID].shim)
 		guest := s.facts.unsupported(container.RuntimeHandler)
 		switch {
 		case guest != "":
@@ -297,9 +397,18 @@ func conclude(subjects []*subject) []drift.Container {
 	slices.SortFunc(containers, func(a, b drift.Container) int {
 		podA, podB := cmp.Or(a.Pod, &drift.Pod{}), cmp.Or(b.Pod, &drift.Pod{})
 		return cmp.Or(
-			strings.Compare(podA.Namespace, podB.Namespace), strings.Compare(podA.Name, podB.Name),
+			cmp.Compare(unmanaged(a), unmanaged(b)), strings.Compare(podA.Namespace, podB.Namespace), strings.Compare(podA.Name, podB.Name),
 			strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID),
 		)
 	})
 	return containers
+}
+
+// unmanaged orders those that no pod explains last. Where one claims the cgroup of a
+// pod's container, the pod's comes first and keeps it.
+func unmanaged(c drift.Container) int {
+	if *c.Managed {
+		return 0
+	}
+	return 1
 }

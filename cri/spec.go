@@ -1,9 +1,8 @@
 package cri
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -23,11 +22,11 @@ type spec struct {
 		// An absent list, and an absent capabilities object, is an empty set to
 		// runc and crun; containerd omits lists that are empty.
 		Capabilities struct {
-			Bounding    []string `json:"bounding"`
-			Effective   []string `json:"effective"`
-			Inheritable []string `json:"inheritable"`
-			Permitted   []string `json:"permitted"`
-			Ambient     []string `json:"ambient"`
+			Bounding    names `json:"bounding"`
+			Effective   names `json:"effective"`
+			Inheritable names `json:"inheritable"`
+			Permitted   names `json:"permitted"`
+			Ambient     names `json:"ambient"`
 		} `json:"capabilities"`
 	} `json:"process"`
 	Linux struct {
@@ -52,7 +51,7 @@ const (
 )
 
 // decodeSpec reads a whole OCI runtime spec, as containerd stores it.
-func decodeSpec(text []byte) (*spec, error) {
+func decodeSpec(text io.Reader) (*spec, error) {
 	s, err := decode[*spec](text)
 	if err != nil {
 		return nil, fmt.Errorf("the OCI spec %w", err)
@@ -76,20 +75,21 @@ func (f *facts) take(s *spec) {
 		return
 	}
 	oci := &drift.OCI{NoNewPrivileges: s.Process.NoNewPrivileges, UID: s.Process.User.UID, UnknownNames: []string{}}
-	list := s.Process.Capabilities
+	list, left := s.Process.Capabilities, 0
 	for _, part := range []struct {
 		set   *capdecode.Set
-		names []string
+		names names
 	}{
 		{&oci.Bounding, list.Bounding}, {&oci.Effective, list.Effective}, {&oci.Inheritable, list.Inheritable},
 		{&oci.Permitted, list.Permitted}, {&oci.Ambient, list.Ambient},
 	} {
 		var unknown []string
-		*part.set, unknown = capdecode.ParseOCINames(part.names)
+		*part.set, unknown = capdecode.ParseOCINames(part.names.Kept)
 		oci.UnknownNames = append(oci.UnknownNames, unknown...)
+		left = max(left, part.names.Left) // the lists are mostly alike
 	}
 	slices.Sort(oci.UnknownNames)
-	oci.UnknownNames = f.bound(slices.Compact(oci.UnknownNames), maxUnknown, "unknown capability names of the OCI spec")
+	oci.UnknownNames = f.bound(names{slices.Compact(oci.UnknownNames), left}, maxUnknown, "unknown capability names of the OCI spec")
 	for _, namespace := range s.Linux.Namespaces {
 		oci.UserNamespace = oci.UserNamespace || namespace.Type == "user"
 	}
@@ -101,34 +101,11 @@ func (f *facts) take(s *spec) {
 	f.oci = oci
 }
 
-// bound clips a list of names to the first few and says so.
-func (f *facts) bound(names []string, most int, what string) []string {
-	if len(names) > most {
-		f.lacks(fmt.Sprintf("only %d of %d %s are kept", most, len(names), what))
-		names = names[:most]
+// bound keeps the first few of a list of names and says how many there were.
+func (f *facts) bound(list names, most int, what string) []string {
+	kept := list.Kept[:min(len(list.Kept), most)]
+	if total := len(list.Kept) + list.Left; total > len(kept) {
+		f.lacks(fmt.Sprintf("only %d of %d %s are kept", len(kept), total, what))
 	}
-	kept := make([]string, len(names))
-	for i, name := range names {
-		kept[i] = clip(name)
-	}
-	return kept
-}
-
-// decode is json.Unmarshal with errors that never quote their input: those of
-// encoding/json do, and the input holds secrets.
-func decode[T any](text []byte) (value T, err error) {
-	err = json.Unmarshal(text, &value)
-	if err == nil {
-		return value, nil
-	}
-	var zero T
-	var syntax *json.SyntaxError
-	var mistyped *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		return zero, fmt.Errorf("is not JSON (at byte %d of %d)", syntax.Offset, len(text))
-	case errors.As(err, &mistyped):
-		return zero, fmt.Errorf("is not of the form expected (at byte %d of %d)", mistyped.Offset, len(text))
-	}
-	return zero, errors.New("cannot be decoded")
+	return append([]string{}, kept...) // an empty list is not an unknown one
 }

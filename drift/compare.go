@@ -134,6 +134,7 @@ func Compare(node Node, c Container) []Finding {
 			b.unmanaged()
 		}
 	}
+	b.overdue()
 	if c.Declared.OCI == nil {
 		return b.findings
 	}
@@ -496,13 +497,13 @@ func rootOf(oci OCI, home UserNamespace, p *Process) root {
 	return root{}
 }
 
-// uids returns all four, and the effective one for all where only that is known.
+// uids returns all four, and the effective one for all where only that is told.
 func (p *Process) uids() UIDs { return p.UIDs.orEffective(p.UID) }
 func (t *Thread) uids() UIDs  { return t.UIDs.orEffective(t.UID) }
 
 func (u UIDs) orEffective(effective uint32) UIDs {
-	if u == (UIDs{}) {
-		return UIDs{effective, effective, effective, effective}
+	if u.Untold || u.Effective != effective {
+		return UIDs{Real: effective, Effective: effective, Saved: effective, FileSystem: effective}
 	}
 	return u
 }

@@ -109,6 +109,9 @@ type Node struct {
 	Kernel     string        `json:"kernel"` // uname release
 	CapLastCap capdecode.Cap `json:"capLastCap"`
 	CgroupMode string        `json:"cgroupMode"` // v1, hybrid, v2
+	// BootTime is when it was booted, by its clock of now and in whole seconds; the line
+	// btime of proc_stat(5). Zero where that is not told.
+	BootTime time.Time `json:"bootTime,omitzero"`
 
 	// UserNamespace is that of pid 1 of this /proc: where containers live that
 	// have no user namespace of their own.
@@ -172,11 +175,22 @@ type Container struct {
 	// MayHaveJoined are the labels of the containers one of whose pid namespaces a process
 	// has joined that is found here, where no more is known of it than that it joined one.
 	MayHaveJoined []string `json:"-"`
-	// Undeclared is true when no source could be read that tells what was declared for it.
+	// Undeclared is true when no source could be read that tells what was declared for it,
+	// for a reason of its own (a runtime that hangs is none): Declared.OCI is nil, and
+	// Reason says why.
 	Undeclared bool `json:"-"`
 	// Ended is true when the runtime says that it runs no more, and processes are left
 	// in its cgroup all the same.
 	Ended bool `json:"ended,omitempty"`
+
+	// RuntimeID is the id by which the runtime knows it, and its cgroup is named, where
+	// that is not ID: ids of the runtime are unique within a namespace of its own alone.
+	RuntimeID string `json:"-"`
+	// Overdue is nil where a look had the time to read all its processes.
+	Overdue *Overdue `json:"-"`
+	// Afresh has a sweep read all processes that the container is given with, also those
+	// of which it is known that they did not run since they were read.
+	Afresh bool `json:"-"`
 
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
@@ -238,7 +252,7 @@ type Process struct {
 	Name            string         `json:"name"` // comm: hostile text, raw; may be invalid UTF-8 before output
 	State           string         `json:"state"`
 	UID             uint32         `json:"uid"`             // effective, in the reader's user namespace
-	UIDs            UIDs           `json:"-"`               // all four, in the reader's user namespace
+	UIDs            UIDs           `json:"uids"`            // all four, in the reader's user namespace
 	ContainerUID    *uint32        `json:"containerUid"`    // effective, in the container's; nil when unmapped
 	NoNewPrivileges *bool          `json:"noNewPrivileges"` // nil before Linux 4.10
 	Seccomp         *int           `json:"seccomp"`         // 0 off, 1 strict, 2 filter; nil when not told
@@ -270,7 +284,23 @@ type Process struct {
 // UIDs are the four user ids of a thread, credentials(7), as status tells them in
 // its line Uid.
 type UIDs struct {
-	Real, Effective, Saved, FileSystem uint32
+	Real       uint32 `json:"real"`
+	Effective  uint32 `json:"effective"`
+	Saved      uint32 `json:"saved"`
+	FileSystem uint32 `json:"filesystem"`
+
+	// Untold is true where they are not known: an older agent tells the effective one
+	// only. Zeros are root's.
+	Untold bool `json:"-"`
+}
+
+// MarshalJSON writes null for ids that are not known.
+func (u UIDs) MarshalJSON() ([]byte, error) {
+	if u.Untold {
+		return []byte("null"), nil
+	}
+	type plain UIDs
+	return json.Marshal(plain(u))
 }
 
 // Thread is a thread whose credentials are not its leader's; capabilities(7),
@@ -279,7 +309,7 @@ type Thread struct {
 	TID             int            `json:"tid"`
 	Name            string         `json:"name"`
 	UID             uint32         `json:"uid"`
-	UIDs            UIDs           `json:"-"`
+	UIDs            UIDs           `json:"uids"`
 	NoNewPrivileges *bool          `json:"noNewPrivileges"`
 	Seccomp         *int           `json:"seccomp"` // as a process's
 	Caps            capdecode.Sets `json:"caps"`
@@ -320,6 +350,8 @@ type Finding struct {
 	// Incident is shared by the findings of one container that have one cause, such as
 	// all that is found about one process. Empty where a finding stands alone.
 	Incident string `json:"incident,omitempty"`
+	// Evidence is of the process that shows it, where that was read.
+	Evidence *Evidence `json:"evidence,omitempty"`
 }
 
 // MarshalJSON writes the capabilities as a list of names.

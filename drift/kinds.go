@@ -19,6 +19,7 @@ const (
 	Unsupported         Kind = "unsupported_runtime"   // the host's /proc does not show its processes
 	NotReadable         Kind = "unreadable"            // it runs, and could not be read
 	TransientDrift      Kind = "transient_drift"       // again and again above what is declared, for one look only
+	CostlyToRead        Kind = "costly_to_read"        // its processes cannot all be read in time, for long
 	Moved               Kind = "moved"                 // a process of the container is in no cgroup of it
 	UnknownOrigin       Kind = "unknown_origin"        // above the ceiling, and nobody's by ancestors or mounts
 	Undeclared          Kind = "undeclared"            // what was declared could not be read from any place
@@ -43,7 +44,7 @@ const PolicyViolation Kind = "policy_violation"
 func Kinds() []Kind {
 	return []Kind{
 		BoundingExcess, PermittedExcess, InheritableExcess, ThreadExcess, UsernsEscape, NNPMissing, BecameRoot, NestedUserns,
-		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable,
+		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable, CostlyToRead,
 		Moved, UnknownOrigin, Undeclared, TransientDrift,
 		CRIMismatch, OCIMismatch, DropIgnored, AddIgnored, UnknownName, IneffectiveAdd, Redundant, PolicyViolation,
 	}

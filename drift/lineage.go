@@ -21,6 +21,13 @@ type Lineage struct {
 	// Namespaces are the inodes of /proc/PID/ns by kind, "mnt", "pid", …; nil where
 	// they may not be read, which takes CAP_SYS_PTRACE.
 	Namespaces map[string]uint64 `json:"namespaces"`
+
+	// What follows is evidence, as [Evidence] has it. It is not published here.
+	Cgroup               string   `json:"-"`
+	Executable           string   `json:"-"`
+	ExecutableSHA256     string   `json:"-"`
+	ExecutableUnreadable string   `json:"-"`
+	Arguments            []string `json:"-"` // nil unless they were asked for
 }
 
 // Ancestor is a process from which another descends.

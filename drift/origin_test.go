@@ -170,12 +170,12 @@ func TestRootInAnyUID(t *testing.T) {
 		want           []string
 	}{
 		"nobody is root":         {user, user, nil},
-		"the saved uid":          {drift.UIDs{1000, 1000, 0, 1000}, user, []string{"medium became_root 10"}},
-		"the real uid":           {drift.UIDs{0, 1000, 1000, 1000}, user, []string{"medium became_root 10"}},
-		"the filesystem uid":     {drift.UIDs{1000, 1000, 1000, 0}, user, []string{"medium became_root 10"}},
-		"a thread":               {user, drift.UIDs{0, 0, 0, 0}, []string{"medium became_root 10/12"}},
-		"a thread's saved uid":   {user, drift.UIDs{1000, 1000, 0, 1000}, []string{"medium became_root 10/12"}},
-		"the leader, not thread": {drift.UIDs{0, 0, 0, 0}, user, []string{"medium became_root 10"}},
+		"the saved uid":          {drift.UIDs{Real: 1000, Effective: 1000, Saved: 0, FileSystem: 1000}, user, []string{"medium became_root 10"}},
+		"the real uid":           {drift.UIDs{Real: 0, Effective: 1000, Saved: 1000, FileSystem: 1000}, user, []string{"medium became_root 10"}},
+		"the filesystem uid":     {drift.UIDs{Real: 1000, Effective: 1000, Saved: 1000, FileSystem: 0}, user, []string{"medium became_root 10"}},
+		"a thread":               {user, drift.UIDs{Real: 0, Effective: 0, Saved: 0, FileSystem: 0}, []string{"medium became_root 10/12"}},
+		"a thread's saved uid":   {user, drift.UIDs{Real: 1000, Effective: 1000, Saved: 0, FileSystem: 1000}, []string{"medium became_root 10/12"}},
+		"the leader, not thread": {drift.UIDs{Real: 0, Effective: 0, Saved: 0, FileSystem: 0}, user, []string{"medium became_root 10"}},
 	} {
 		p := tweak(process(10, row.leader.Effective, 0, defaults), func(p *drift.Process) {
 			p.UIDs, p.ThreadCount = row.leader, 2

@@ -2,9 +2,9 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -32,6 +32,9 @@ func (j *Journal) Append(records ...Record) error {
 // The sequence of each record must be above that of the last one of its epoch, and
 // once a new epoch began no record of an older one can follow (ErrOrder). A batch may
 // take half of the journal's bytes, the state an eighth (ErrTooBig).
+//
+// A record of more than MaxRecord bytes, or with a kind or an owner of more than MaxName,
+// is no error: it alone is refused, see [Journal.Refused].
 func (j *Journal) Commit(batch Batch) error {
 	if len(batch.Records) == 0 && len(batch.Put) == 0 && len(batch.Delete) == 0 {
 		return nil
@@ -78,10 +81,7 @@ func (j *Journal) bounded(r *request) error {
 		return fmt.Errorf("%w: a batch of %d bytes, half of the journal is %d: commit it in parts", ErrTooBig, r.bytes, j.options.MaxBytes/2)
 	}
 	for _, record := range r.batch.Records {
-		if len(record.Data) > MaxRecord {
-			return fmt.Errorf("%w: a record of %d bytes, a record may have %d", ErrTooBig, len(record.Data), MaxRecord)
-		}
-		for _, name := range []string{record.BootID, record.Epoch, record.Kind} {
+		for _, name := range []string{record.BootID, record.Epoch} {
 			if len(name) > MaxName {
 				return fmt.Errorf("%w: a name of %d bytes (%.20q...), a name may have %d", ErrTooBig, len(name), name, MaxName)
 			}
@@ -132,12 +132,12 @@ func (j *Journal) commit(group []*request) {
 	}
 }
 
-// write is the transaction: it stores what is in order and drops the oldest. next
-// becomes the index after it.
+// write is the transaction: it stores what is in order and evicts what is too much. next
+// becomes the index after it. After an error who holds how much has to be read anew.
 func (j *Journal) write(group []*request, next *index, doubt bool) error {
 	accepted := 0
 	err := j.db.Update(func(tx *bbolt.Tx) error {
-		w := writer{tx: tx, index: next, touched: map[uint64]bool{}}
+		w := newWriter(j, tx, next)
 		for _, r := range group {
 			records := r.batch.Records
 			if doubt && w.known(records) {
@@ -154,7 +154,7 @@ func (j *Journal) write(group []*request, next *index, doubt bool) error {
 		if accepted == 0 {
 			return errNothing
 		}
-		if _, err := w.trim(j.options, 0); err != nil {
+		if err := w.trim(0); err != nil {
 			return err
 		}
 		if err := w.finish(); err != nil {
@@ -177,14 +177,11 @@ var errNothing = errors.New("nothing to write")
 // trimAll brings a journal that was just opened within its bounds, in transactions
 // small enough to be held in memory.
 func (j *Journal) trimAll() error {
-	for more := true; more; {
-		next := j.index.clone()
-		if next.bytes() <= j.options.MaxBytes {
-			return nil
-		}
+	for j.index.bytes() > j.options.MaxBytes {
+		next, before := j.index.clone(), j.index.bytes()
 		err := j.db.Update(func(tx *bbolt.Tx) (err error) {
-			w := writer{tx: tx, index: next, touched: map[uint64]bool{}}
-			if more, err = w.trim(j.options, maxGroup/4); err != nil {
+			w := newWriter(j, tx, next)
+			if err = w.trim(maxGroup / 4); err != nil {
 				return err
 			}
 			return w.finish()
@@ -195,6 +192,9 @@ func (j *Journal) trimAll() error {
 		j.mu.Lock()
 		j.index = next
 		j.mu.Unlock()
+		if next.bytes() >= before {
+			return nil // the state takes it
+		}
 	}
 	return nil
 }
@@ -202,20 +202,55 @@ func (j *Journal) trimAll() error {
 // writer is one transaction with the index that it leads to.
 type writer struct {
 	tx      *bbolt.Tx
+	options Options
 	index   *index
-	touched map[uint64]bool // numbers of the epochs to store
+	holders holders
+	touched map[uint64]bool // numbers of the epochs that are this writer's own, and to be stored
 }
 
-// known says whether the log ends in these very records.
+func newWriter(j *Journal, tx *bbolt.Tx, next *index) *writer {
+	return &writer{tx: tx, options: j.options, index: next, holders: j.holders, touched: map[uint64]bool{}}
+}
+
+// epoch returns the epoch at a place in the index, to be written to.
+func (w *writer) epoch(at int) *epoch {
+	if e := w.index.epochs[at]; w.touched[e.number] {
+		return e
+	}
+	e := w.index.change(at)
+	w.touched[e.number] = true
+	return e
+}
+
+// known says whether these very records were appended last: they are at their places, or
+// something was lost there.
 func (w *writer) known(records []Record) bool {
-	bucket := w.tx.Bucket(bucketRecords)
+	log, order := w.tx.Bucket(bucketRecords), w.tx.Bucket(bucketOrder).Cursor()
 	for _, r := range records {
 		i := w.index.find(r.BootID, r.Epoch)
-		if i < 0 {
+		if i < 0 || r.Sequence > w.index.epochs[i].last {
 			return false
 		}
-		key := recordKey(w.index.epochs[i].number, r.Sequence)
-		if !bytes.Equal(bucket.Get(key), seal(bucketRecords, key, encodeRecord(r))) {
+		e := w.index.epochs[i]
+		at := place{e.number, r.Sequence}
+		key := recordKey(classOf(r.Rank, r.Owner), at)
+		if bytes.Equal(log.Get(key), seal(bucketRecords, key, encodeRecord(r))) {
+			continue
+		}
+		lost := e.tail
+		next, sealed := order.Seek(at.key())
+		if next != nil && binary.BigEndian.Uint64(next) == e.number {
+			value, err := unseal(bucketOrder, next, sealed)
+			if err != nil || bytes.Equal(next, at.key()) {
+				return false
+			}
+			there, err := decodeEntry(value)
+			if err != nil {
+				return false
+			}
+			lost = there.lost
+		}
+		if lost == 0 {
 			return false
 		}
 	}
@@ -269,31 +304,19 @@ func (w *writer) check(records []Record, batch Batch, maxState int64) error {
 
 func stateSize(key string, sealed []byte) int64 { return int64(len(key) + len(sealed) + 16) }
 
-func recordSize(key, sealed []byte) uint64 { return uint64(len(key) + len(sealed) + 16) }
+// recordSize is what a record takes, with its entry of the order.
+func recordSize(key, sealed []byte) uint64 {
+	return uint64(len(key) + len(sealed) + 16 + orderOverhead)
+}
 
 // store writes a batch that check let pass.
 func (w *writer) store(records []Record, batch Batch) error {
-	log, state := w.tx.Bucket(bucketRecords), w.tx.Bucket(bucketState)
-	log.FillPercent = 1 // keys only ever come at the end
 	for _, r := range records {
-		at := len(w.index.epochs) - 1
-		if at < 0 || w.index.epochs[at].name != r.Epoch || w.index.epochs[at].boot != r.BootID {
-			w.index.epochs = append(w.index.epochs, &epoch{number: w.index.about.nextEpoch, boot: r.BootID, name: r.Epoch})
-			w.index.about.nextEpoch++
-			at++
-		}
-		e := w.index.change(at)
-		key := recordKey(e.number, r.Sequence)
-		sealed := seal(bucketRecords, key, encodeRecord(r))
-		if err := log.Put(key, sealed); err != nil {
+		if err := w.append(r); err != nil {
 			return err
 		}
-		e.last = r.Sequence
-		e.records++
-		e.bytes += recordSize(key, sealed)
-		w.index.about.appended++
-		w.touched[e.number] = true
 	}
+	state := w.tx.Bucket(bucketState)
 	a := &w.index.about
 	remove := func(key string) error {
 		old := state.Get([]byte(key))
@@ -325,99 +348,79 @@ func (w *writer) store(records []Record, batch Batch) error {
 	return nil
 }
 
-// maxAged bounds the records that go by age in one transaction: a clock that jumps
-// must not fill the memory with pages to rewrite.
-const maxAged = 1000
-
-// trim drops the oldest records until the journal is within its bounds, and a
-// thirty-second part further so that not every batch has to. Where a limit of bytes is
-// given it stops there and says whether there is more to do.
-func (w *writer) trim(options Options, limit uint64) (more bool, err error) {
-	excess := w.index.bytes() - options.MaxBytes
-	if excess > 0 {
-		excess += options.MaxBytes / 32
+// append writes one record, or counts it as refused.
+func (w *writer) append(r Record) error {
+	a := &w.index.about
+	at := len(w.index.epochs) - 1
+	if at < 0 || w.index.epochs[at].name != r.Epoch || w.index.epochs[at].boot != r.BootID {
+		next := &epoch{number: a.nextEpoch, boot: r.BootID, name: r.Epoch}
+		if at < 0 {
+			next.before = a.lost + a.refused
+		}
+		w.index.epochs = append(w.index.epochs, next)
+		a.nextEpoch++
+		at++
 	}
-	epochs := len(w.index.epochs) - maxEpochs
-	if excess <= 0 && epochs <= 0 && options.MaxAge == 0 {
-		return false, nil
+	e := w.epoch(at)
+	e.last = r.Sequence
+	a.appended++
+	if r.tooLarge() {
+		e.refused++
+		e.tail++
+		a.refused++
+		return nil
 	}
-	var horizon time.Time
-	if options.MaxAge > 0 {
-		horizon = options.Now().Add(-options.MaxAge)
+	log, order := w.tx.Bucket(bucketRecords), w.tx.Bucket(bucketOrder)
+	log.FillPercent, order.FillPercent = 1, 1 // keys come at the end, in the log at that of their class
+	p := place{e.number, r.Sequence}
+	c := classOf(r.Rank, r.Owner)
+	key := recordKey(c, p)
+	sealed := seal(bucketRecords, key, encodeRecord(r))
+	if err := log.Put(key, sealed); err != nil {
+		return err
 	}
-
-	var drop [][]byte
-	var dropped uint64
-	at := 0
-	cursor := w.tx.Bucket(bucketRecords).Cursor()
-	for key, sealed := cursor.First(); key != nil; key, sealed = cursor.Next() {
-		number, sequence, err := splitKey(key)
-		if err != nil {
-			return false, err
-		}
-		for at < len(w.index.epochs) && w.index.epochs[at].number < number {
-			at++
-		}
-		if at == len(w.index.epochs) || w.index.epochs[at].number != number {
-			return false, fmt.Errorf("%w: a record is of no epoch", ErrDamaged)
-		}
-		if int64(dropped) >= excess && at >= epochs {
-			if options.MaxAge == 0 || len(drop) >= maxAged {
-				break
-			}
-			value, err := unseal(bucketRecords, key, sealed)
-			if err != nil {
-				return false, err
-			}
-			if then, err := recordTime(value); err != nil {
-				return false, err
-			} else if !then.Before(horizon) {
-				break
-			}
-		}
-		if limit > 0 && dropped >= limit {
-			more = true
-			break
-		}
-		e, size := w.index.change(at), recordSize(key, sealed)
-		e.records--
-		e.bytes -= size
-		e.lost++
-		e.gone = max(e.gone, sequence)
-		w.index.about.lost++
-		w.touched[number] = true
-		dropped += size
-		drop = append(drop, bytes.Clone(key)) // the page it is on may move
+	one := entry{c, recordSize(key, sealed), e.tail}
+	if err := order.Put(p.key(), seal(bucketOrder, p.key(), one.encode())); err != nil {
+		return err
 	}
-	for _, key := range drop {
-		if err := w.tx.Bucket(bucketRecords).Delete(key); err != nil {
-			return false, err
-		}
-	}
-	return more, nil
+	e.tail = 0
+	e.records++
+	e.bytes += one.size
+	w.holders.add(c, one.size)
+	return nil
 }
 
-// finish stores the index.
+// finish stores the index. Of more epochs than are known at once, the oldest without
+// records are forgotten: what was lost of them is told before the next one.
 func (w *writer) finish() error {
 	w.index.tx = w.tx.ID()
 	bucket := w.tx.Bucket(bucketEpochs)
+	excess := len(w.index.epochs) - maxEpochs
 	kept := w.index.epochs[:0:0]
+	var before uint64
 	for i, e := range w.index.epochs {
-		empty := e.records == 0 && i < len(w.index.epochs)-1
-		if !empty {
-			kept = append(kept, e)
+		if excess > 0 && e.records == 0 && i < len(w.index.epochs)-1 {
+			excess--
+			before += e.before + e.lost + e.refused
+			if err := bucket.Delete(e.key()); err != nil {
+				return err
+			}
+			continue
 		}
-		var err error
-		switch key := e.key(); {
-		case empty:
-			err = bucket.Delete(key)
-		case w.touched[e.number]:
-			err = bucket.Put(key, seal(bucketEpochs, key, e.encode()))
+		if before > 0 {
+			e = w.epoch(i)
+			e.before += before
+			before = 0
 		}
-		if err != nil {
+		kept = append(kept, e)
+		if !w.touched[e.number] {
+			continue
+		}
+		if err := bucket.Put(e.key(), seal(bucketEpochs, e.key(), e.encode())); err != nil {
 			return err
 		}
 	}
 	w.index.epochs = kept
+	w.index.about.form, w.index.about.writer = thisForm, clipName(w.options.Writer)
 	return w.tx.Bucket(bucketAbout).Put(aboutKey, seal(bucketAbout, aboutKey, w.index.about.encode()))
 }

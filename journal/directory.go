@@ -198,9 +198,9 @@ func (d *directory) inspect(name string) (*image, error) {
 	return i, nil
 }
 
-// build writes a journal that holds what is whole in another one, or nothing, and puts
-// it in place. The file that was in place is gone then, unless it has another name.
-func (d *directory) build(from *image, report *Report) error {
+// build writes a journal of this form that holds what is whole in another one, or nothing,
+// and puts it in place. The file that was in place is gone then, unless it has another name.
+func (d *directory) build(from *image, options Options, report *Report) error {
 	if err := d.remove(newName); err != nil {
 		return err
 	}
@@ -211,7 +211,7 @@ func (d *directory) build(from *image, report *Report) error {
 			return err
 		}
 		db.NoSync = true // it counts for nothing before the last step
-		if err = fill(db, from, report); err == nil {
+		if err = fill(db, from, options, report); err == nil {
 			err = db.Sync()
 		}
 		return errors.Join(err, db.Close())
@@ -240,11 +240,11 @@ func (d *directory) remove(name string) error {
 
 // mend sets a damaged file aside and puts in its place a journal of what is whole in
 // it.
-func (d *directory) mend(found *image, now time.Time, report *Report) error {
+func (d *directory) mend(found *image, options Options, report *Report) error {
 	report.Damage = found.damage
 	// The second name comes first: at no moment is there no file, or only one that
 	// will be overwritten.
-	base := asideName + now.UTC().Format("20060102T150405Z")
+	base := asideName + options.Now().UTC().Format("20060102T150405Z")
 	name := base
 	for n := 2; ; n++ {
 		err := unix.Linkat(d.fd, fileName, d.fd, name, 0)
@@ -256,7 +256,7 @@ func (d *directory) mend(found *image, now time.Time, report *Report) error {
 		}
 		name = fmt.Sprintf("%s-%d", base, n)
 	}
-	if err := d.build(found, report); err != nil {
+	if err := d.build(found, options, report); err != nil {
 		return errors.Join(err, d.remove(name))
 	}
 	report.SetAside = filepath.Join(d.path, name)

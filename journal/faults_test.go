@@ -524,7 +524,7 @@ func FuzzOpen(f *testing.F) {
 		must(t, os.WriteFile(filepath.Join(dir, fileName), content, 0o600))
 		j, _, err := Open(dir, Options{MaxBytes: MinBytes})
 		if err != nil {
-			if errors.Is(err, errVersion) {
+			if errors.Is(err, ErrNewer) {
 				return
 			}
 			t.Fatal(err)

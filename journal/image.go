@@ -19,7 +19,7 @@ import (
 type image struct {
 	size    int64
 	damage  []string // what is wrong; empty when the file can be trusted
-	foreign error    // it is another release's journal
+	foreign error    // it is a newer release's journal
 	newest  *walk    // by the newest sound header; nil without one
 	best    *walk    // by the header that leads to the most
 	close   func()
@@ -43,6 +43,8 @@ type walk struct {
 	about       *about // nil when it could not be read
 	epochs      []*epoch
 	records     map[uint64]*tally // by the number of the epoch
+	ordered     uint64            // entries of the order
+	digest      uint64            // of the records less that of the order: 0 when they agree
 	stateCount  uint64
 	stateDigest uint64
 	stopped     error // the visitor's
@@ -50,8 +52,8 @@ type walk struct {
 	seen []uint64 // a bit for each page
 }
 
-// tally counts the whole records of an epoch.
-type tally struct{ records, bytes, last uint64 }
+// tally counts the whole records of an epoch, and what its order has as lost between them.
+type tally struct{ records, bytes, last, gaps uint64 }
 
 const (
 	headerMagic   = 0xED0CDAED
@@ -94,6 +96,22 @@ func inspect(file io.ReaderAt, size int64) *image {
 	return i
 }
 
+// form is that of the file; the newest one where nothing can be told.
+func (i *image) form() int {
+	if i.best == nil {
+		return thisForm
+	}
+	return int(i.best.form())
+}
+
+// form is that of what was walked; the newest one as long as it is not known.
+func (w *walk) form() uint64 {
+	if w.about == nil {
+		return thisForm
+	}
+	return w.about.form
+}
+
 // missing counts the records that should be there and are not, of a walk that has its
 // about.
 func (i *image) missing(w *walk) uint64 {
@@ -101,7 +119,7 @@ func (i *image) missing(w *walk) uint64 {
 	if i.newest.about != nil {
 		appended = max(appended, i.newest.about.appended)
 	}
-	there := w.about.lost
+	there := w.about.lost + w.about.refused
 	for _, e := range w.epochs {
 		there += w.tally(e.number).records
 	}
@@ -114,6 +132,16 @@ func (w *walk) tally(number uint64) tally {
 		return *t
 	}
 	return tally{}
+}
+
+// count returns the tally of an epoch to be written to.
+func (w *walk) count(number uint64) *tally {
+	t := w.records[number]
+	if t == nil {
+		t = &tally{}
+		w.records[number] = t
+	}
+	return t
 }
 
 // headers returns the sound headers, newest first.
@@ -199,22 +227,35 @@ func (w *walk) settle() {
 		w.wrong("the journal's own entry is missing")
 		return
 	}
-	known, kept := 0, w.about.lost
+	kept := w.about.lost + w.about.refused
+	var ordered, gone uint64
 	for _, e := range w.epochs {
 		t := w.tally(e.number)
-		if t.records > 0 {
-			known++
-		}
 		kept += e.records
+		ordered += t.records
+		gone += e.lost + e.refused + e.before
 		if t.records != e.records || t.bytes != e.bytes || t.last > e.last || e.number >= w.about.nextEpoch {
 			w.wrong("epoch %q: %d of %d records are whole", e.name, t.records, e.records)
+		}
+		if w.about.form != firstForm && t.gaps+e.tail != e.lost+e.refused {
+			w.wrong("epoch %q: %d of %d lost records have a place", e.name, t.gaps+e.tail, e.lost+e.refused)
 		}
 	}
 	if kept != w.about.appended {
 		w.wrong("%d of %d records are accounted for", kept, w.about.appended)
 	}
-	if known != len(w.records) {
-		w.wrong("records of %d epochs that are not known", len(w.records)-known)
+	for number, t := range w.records {
+		if !slices.ContainsFunc(w.epochs, func(e *epoch) bool { return e.number == number }) {
+			w.wrong("%d records are of an epoch that is not known", t.records)
+		}
+	}
+	if w.about.form != firstForm {
+		if w.ordered != ordered || w.digest != 0 {
+			w.wrong("the order has %d entries that are whole, of %d", w.ordered, ordered)
+		}
+		if gone != w.about.lost+w.about.refused && len(w.epochs) > 0 {
+			w.wrong("%d of %d lost records are of a known time", gone, w.about.lost+w.about.refused)
+		}
 	}
 	if w.stateCount != w.about.stateCount || w.stateDigest != w.about.stateDigest {
 		w.wrong("%d of %d entries of the state are whole", w.stateCount, w.about.stateCount)
@@ -293,7 +334,7 @@ func (t *tree) root() {
 	}
 	t.leaf(page, nil, nil, true, func(flags uint32, name, value []byte) {
 		switch {
-		case flags != elementBucket || !slices.ContainsFunc(buckets, func(b []byte) bool { return bytes.Equal(b, name) }):
+		case flags != elementBucket || !slices.ContainsFunc(bucketsOf(t.walk.form()), func(b []byte) bool { return bytes.Equal(b, name) }):
 			t.walk.wrong("there is something else among the buckets")
 		case len(value) < 16:
 			t.walk.wrong("bucket %s is damaged", name)
@@ -302,8 +343,8 @@ func (t *tree) root() {
 			t.bucket(name, value)
 		}
 	})
-	if found != len(buckets) {
-		t.walk.wrong("%d of %d buckets are whole", found, len(buckets))
+	if want := len(bucketsOf(t.walk.form())); found != want {
+		t.walk.wrong("%d of %d buckets are whole", found, want)
 	}
 }
 
@@ -427,9 +468,11 @@ func (t *tree) entry(bucket, key, sealed []byte) {
 			err = t.about(key, value)
 		case string(bucketEpochs):
 			var e *epoch
-			if e, err = decodeEpoch(key, value); err == nil {
+			if e, err = decodeEpoch(w.form(), key, value); err == nil {
 				w.epochs = append(w.epochs, e)
 			}
+		case string(bucketOrder):
+			err = t.order(key, value)
 		case string(bucketRecords):
 			err = t.record(key, sealed, value)
 		case string(bucketState):
@@ -447,7 +490,7 @@ func (t *tree) entry(bucket, key, sealed []byte) {
 
 func (t *tree) about(key, value []byte) error {
 	a, err := decodeAbout(value)
-	if errors.Is(err, errVersion) {
+	if errors.Is(err, ErrNewer) {
 		t.image.foreign = err
 	}
 	if err == nil && bytes.Equal(key, aboutKey) {
@@ -457,20 +500,46 @@ func (t *tree) about(key, value []byte) error {
 }
 
 func (t *tree) record(key, sealed, value []byte) error {
-	number, sequence, err := splitKey(key)
+	r, err := oldOrNew(t.walk.form(), key, sealed)
 	if err == nil {
 		_, err = recordTime(value)
 	}
 	if err != nil {
 		return err
 	}
-	c := t.walk.records[number]
-	if c == nil {
-		c = &tally{}
-		t.walk.records[number] = c
-	}
+	c := t.walk.count(r.place.epoch)
 	c.records++
-	c.bytes += recordSize(key, sealed)
-	c.last = max(c.last, sequence)
+	c.bytes += r.size
+	c.last = max(c.last, r.place.sequence)
+	t.walk.digest += entry{class: r.class, size: r.size}.digest(r.place)
+	return nil
+}
+
+// oldOrNew tells of a record's entry, of either form, what its key does, and its size.
+func oldOrNew(form uint64, key, sealed []byte) (r dropped, err error) {
+	if form == firstForm {
+		r.place, err = decodePlace(key)
+		r.size = recordSize(key, sealed) - orderOverhead
+		return r, err
+	}
+	r.class, r.place, err = decodeRecordKey(key)
+	r.size = recordSize(key, sealed)
+	return r, err
+}
+
+func (t *tree) order(key, value []byte) error {
+	p, err := decodePlace(key)
+	if err != nil {
+		return err
+	}
+	e, err := decodeEntry(value)
+	if err != nil {
+		return err
+	}
+	t.walk.ordered++
+	t.walk.digest -= e.digest(p)
+	if e.lost > 0 {
+		t.walk.count(p.epoch).gaps += e.lost
+	}
 	return nil
 }

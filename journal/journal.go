@@ -3,7 +3,8 @@
 //
 // Read it in this order: [Open] yields a [Journal] and a [Report] of what it found;
 // [Journal.Commit] writes a [Batch] of records together with changes of a small
-// keyed state; [Journal.Read] and [Journal.All] give the records back.
+// keyed state; [Journal.Read] and [Journal.All] give the records back, and the gaps
+// between them.
 //
 // # Promises
 //
@@ -18,7 +19,16 @@
 // opened, never given back, and counted; the damaged file is set aside, what is whole
 // in it is carried over. Nothing is overwritten silently.
 //
-// When a bound is passed the oldest records go and are counted as lost.
+// When the bound of bytes is passed, records are evicted and counted as lost: those of
+// the lowest rank first, and among them those of the owner who holds most, oldest first.
+// So a record is never evicted for one of a lower rank, nor, within a rank, for one of an
+// owner who holds more. The bound of age takes records whatever their rank.
+//
+// What was lost is told where it was: readers get a [Gap] in its place. Its count is
+// exact; its range may also cover sequences that were never appended.
+//
+// A record that is too large is refused alone: the others of its batch are kept, it is
+// counted, and readers get a gap.
 //
 // # The file
 //
@@ -26,6 +36,10 @@
 // space. It has no checksums but in its two headers and trusts its file: a damaged one
 // makes it panic, overflow the stack or loop. So Open first reads the file by
 // itself, page by page (image.go), and lets bbolt see only what is sound.
+//
+// The file has a form, which is a number. Open carries a file of an older form over into
+// a new file, which takes the place of the old one when it is complete. A file of a newer
+// form is refused ([ErrNewer]).
 package journal
 
 import (
@@ -48,8 +62,8 @@ import (
 const (
 	MinBytes   = 4 << 20 // the smallest Options.MaxBytes
 	MaxRecord  = 1 << 20 // of Record.Data, and of one value of the state
-	MaxName    = 255     // of Record.BootID, Epoch and Kind, and of a key of the state
-	maxEpochs  = 1024    // kept at once; each start of an agent makes one
+	MaxName    = 255     // of Record.BootID, Epoch, Kind and Owner, and of a key of the state
+	maxEpochs  = 1024    // known at once; each start of an agent makes one
 	maxGroup   = 4 << 20 // bytes of batches that share one transaction
 	maxMapped  = 1 << 30 // bytes of address space taken at once; more come when they are needed
 	allocation = 256 << 10
@@ -63,6 +77,8 @@ var (
 	ErrOrder  = errors.New("the record does not follow the last one")
 	ErrTooBig = errors.New("more than the journal takes")
 	ErrClosed = errors.New("the journal is closed")
+	// ErrNewer is of a file that a newer release wrote.
+	ErrNewer = errors.New("the journal has a newer form than this program knows")
 	// ErrDamaged is of a file that was damaged while it was open. Opening it again
 	// carries over what is whole.
 	ErrDamaged = errors.New("the journal's file is damaged")
@@ -79,8 +95,14 @@ type Options struct {
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// ReadOnly opens an existing journal and writes nothing: a damaged one is then an
-	// error.
+	// error. One of an older form gives its state, and its records only after it was
+	// carried over.
 	ReadOnly bool
+	// Writer names the program. A release that is too old for the file tells the name.
+	Writer string
+	// Classify sets rank and owner of a record of the first form, which has neither. nil
+	// leaves them zero.
+	Classify func(*Record)
 }
 
 // Record is one entry of the log.
@@ -90,6 +112,8 @@ type Record struct {
 	Sequence uint64 // above that of the record before it in its epoch
 	At       time.Time
 	Kind     string
+	Rank     uint8  // what is of a lower rank is evicted first
+	Owner    string // who is charged for it; empty is an owner too
 	Data     []byte
 }
 
@@ -103,16 +127,31 @@ type Key struct {
 	Sequence uint64
 }
 
-// Epoch is what is known of one epoch of which records are kept, or which is the
-// newest.
+// Gap tells of records that are not in the log: they were evicted, damaged, or refused as
+// too large.
+type Gap struct {
+	// From and To are the first and the last sequence in question. Both are 0 in a gap
+	// of whole epochs before this one, which are not known any more.
+	From, To uint64
+	Count    uint64 // how many records
+}
+
+// Entry is what reading yields: a record, or a gap.
+type Entry struct {
+	// Record has nothing but its place in an entry that is a gap: the sequence is Gap.To.
+	Record
+	Gap *Gap // nil in an entry that is a record
+}
+
+// Epoch is what is known of one epoch.
 type Epoch struct {
 	BootID  string
 	Epoch   string
 	Last    uint64 // the highest sequence that was appended
-	Gone    uint64 // the highest sequence that went by the bounds; 0 when none did
 	Records int    // kept
 	Bytes   int64  // that they take
 	Lost    uint64 // records that went by the bounds or by damage
+	Refused uint64 // records that were too large
 }
 
 // Report tells what Open found.
@@ -121,6 +160,8 @@ type Report struct {
 	Records int
 	Bytes   int64
 	State   int
+	// Form is the older form that the file had; 0 when nothing was carried over from one.
+	Form int
 
 	// Damage says what was wrong with the file; empty when nothing was.
 	Damage []string
@@ -145,6 +186,7 @@ type Journal struct {
 	file    *os.File // db's own
 
 	turn    sync.Mutex // held by the one that commits
+	holders holders    // who holds how much; guarded by turn
 	queueMu sync.Mutex
 	queue   []*request
 
@@ -187,7 +229,7 @@ func (j *Journal) open() (Report, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !j.options.ReadOnly:
 		report.New = true
-		if err := j.dir.build(nil, nil); err != nil {
+		if err := j.dir.build(nil, j.options, nil); err != nil {
 			return report, err
 		}
 	case err != nil:
@@ -196,16 +238,20 @@ func (j *Journal) open() (Report, error) {
 		report.Damage = found.damage
 		return report, fmt.Errorf("%w: %s; open it for writing to carry over what is whole", ErrDamaged, found.damage[0])
 	case len(found.damage) > 0:
-		if err := j.dir.mend(found, j.options.Now(), &report); err != nil {
+		if err := j.dir.mend(found, j.options, &report); err != nil {
 			return report, err
 		}
-	case !j.options.ReadOnly && found.size > 3*j.options.MaxBytes:
-		// The bound was lowered, or the space got fragmented: write it anew.
-		if err := j.dir.build(found, nil); err != nil {
+	case !j.options.ReadOnly && (found.form() != thisForm || found.size > 3*j.options.MaxBytes):
+		// It has an older form, the bound was lowered, or the space got fragmented: write
+		// it anew.
+		if err := j.dir.build(found, j.options, nil); err != nil {
 			return report, err
 		}
 	}
 	if found != nil {
+		if form := found.form(); form != thisForm && !j.options.ReadOnly {
+			report.Form = form
+		}
 		found.close()
 	}
 
@@ -319,6 +365,13 @@ func (j *Journal) Lost() uint64 {
 	return j.index.about.lost
 }
 
+// Refused counts the records that were refused as too large since the journal was made.
+func (j *Journal) Refused() uint64 {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	return j.index.about.refused
+}
+
 // Depth is how many records are kept, and the bytes that they take.
 func (j *Journal) Depth() (records int, bytes int64) {
 	j.mu.RLock()
@@ -336,7 +389,7 @@ func (j *Journal) Epochs() []Epoch {
 	defer j.mu.RUnlock()
 	list := make([]Epoch, 0, len(j.index.epochs))
 	for _, e := range j.index.epochs {
-		list = append(list, Epoch{e.boot, e.name, e.last, e.gone, int(e.records), int64(e.bytes), e.lost})
+		list = append(list, Epoch{e.boot, e.name, e.last, int(e.records), int64(e.bytes), e.lost, e.refused})
 	}
 	return list
 }
@@ -419,11 +472,15 @@ func (x *index) find(boot, name string) int {
 	return slices.IndexFunc(x.epochs, func(e *epoch) bool { return e.name == name && e.boot == boot })
 }
 
-// reload reads the index from the file.
+// reload reads the index from the file, and who holds how much where that is needed. It
+// is called with the turn held, or before anybody else has the journal.
 func (j *Journal) reload() error {
 	var fresh *index
 	err := j.db.View(func(tx *bbolt.Tx) (err error) {
-		fresh, err = loadIndex(tx)
+		if fresh, err = loadIndex(tx); err != nil || j.options.ReadOnly {
+			return err
+		}
+		j.holders, err = loadHolders(tx)
 		return err
 	})
 	if err != nil {
@@ -437,10 +494,8 @@ func (j *Journal) reload() error {
 
 func loadIndex(tx *bbolt.Tx) (*index, error) {
 	x := &index{tx: tx.ID()}
-	for _, name := range buckets {
-		if tx.Bucket(name) == nil {
-			return nil, fmt.Errorf("%w: it has no %s", ErrDamaged, name)
-		}
+	if tx.Bucket(bucketAbout) == nil {
+		return nil, fmt.Errorf("%w: it has no %s", ErrDamaged, bucketAbout)
 	}
 	value, err := unseal(bucketAbout, aboutKey, tx.Bucket(bucketAbout).Get(aboutKey))
 	if err != nil {
@@ -449,12 +504,17 @@ func loadIndex(tx *bbolt.Tx) (*index, error) {
 	if x.about, err = decodeAbout(value); err != nil {
 		return nil, err
 	}
+	for _, name := range bucketsOf(x.about.form) {
+		if tx.Bucket(name) == nil {
+			return nil, fmt.Errorf("%w: it has no %s", ErrDamaged, name)
+		}
+	}
 	return x, tx.Bucket(bucketEpochs).ForEach(func(k, v []byte) error {
 		value, err := unseal(bucketEpochs, k, v)
 		if err != nil {
 			return err
 		}
-		e, err := decodeEpoch(k, value)
+		e, err := decodeEpoch(x.about.form, k, value)
 		x.epochs = append(x.epochs, e)
 		return err
 	})
@@ -467,10 +527,22 @@ type Batch struct {
 	Delete  []string          // entries of the state to remove; done before Put
 }
 
+// weight is about what a record takes.
+func (r Record) weight() int64 {
+	return int64(len(r.Data) + len(r.Kind) + len(r.Owner) + recordOverhead)
+}
+
+// tooLarge reports whether the record is refused.
+func (r Record) tooLarge() bool {
+	return len(r.Data) > MaxRecord || len(r.Kind) > MaxName || len(r.Owner) > MaxName
+}
+
 func (b Batch) size() int64 {
 	var sum int64
 	for _, r := range b.Records {
-		sum += int64(len(r.Data) + len(r.Kind) + recordOverhead)
+		if !r.tooLarge() {
+			sum += r.weight()
+		}
 	}
 	for k, v := range maps.All(b.Put) {
 		sum += int64(len(k) + len(v) + elementOverhead)

@@ -139,7 +139,7 @@ func (m *Members) ask() ([]Change, error) {
 			if hides { // who is not listed has ended, or is hidden: nobody says that he is gone
 				g.known = slices.DeleteFunc(g.known, func(pid int) bool { return !has(list, pid) })
 			}
-			if change := g.take(list, m.appear); len(change.Appeared)+len(change.Gone)+change.Missed > 0 {
+			if change := g.take(list, m.tellable(g)); len(change.Appeared)+len(change.Gone)+change.Missed > 0 {
 				changes = append(changes, change)
 			}
 			continue

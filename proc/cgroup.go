@@ -19,11 +19,11 @@ var scopePrefixes = []string{"cri-containerd-", "crio-", "docker-", "libpod-"}
 // containerName tells whether a directory is named as runtimes name the cgroup
 // of a container: by its id alone (cgroupfs driver), "<prefix>-<id>"
 // (CRI-O with cgroupfs) or "<prefix>-<id>.scope" (systemd driver). The id is ""
-// when a known runtime's scope is not named by one. conmon, the monitor of CRI-O
-// and Podman, has a cgroup named by its container's id and is not the container.
+// when a known runtime's scope is not named by one. A monitor's cgroup carries its
+// container's id and is not the container; see [monitorName].
 func containerName(base string) (id string, ok bool) {
 	name, scope := strings.CutSuffix(base, ".scope")
-	if conmon(name) {
+	if monitorName(base) {
 		return "", false
 	}
 	if at := len(name) - idLength; at == 0 || at > 0 && name[at-1] == '-' {
@@ -41,8 +41,19 @@ func containerName(base string) (id string, ok bool) {
 	return "", false
 }
 
-func conmon(base string) bool {
-	return strings.HasPrefix(base, "conmon-") || strings.Contains(base, "-conmon-")
+// monitorName reports whether a directory is named exactly as CRI-O and Podman name
+// the cgroup of conmon, which monitors one container: "crio-conmon-<id>" or
+// "libpod-conmon-<id>", with ".scope" where systemd makes it (cri-o
+// internal/config/cgmgr, podman libpod/oci_conmon_linux.go). Every other name that
+// has "conmon" in it is an ordinary directory, because a container may choose it.
+func monitorName(base string) bool {
+	name := strings.TrimSuffix(base, ".scope")
+	for _, prefix := range []string{"crio-conmon-", "libpod-conmon-"} {
+		if id, ok := strings.CutPrefix(name, prefix); ok {
+			return len(id) == idLength && hexadecimal(id)
+		}
+	}
+	return false
 }
 
 func hexadecimal(text string) bool {
@@ -158,30 +169,37 @@ func expandSlice(slice string) (dir string, ok bool) {
 	return expanded.String(), true
 }
 
-// parseCgroup returns the path that /proc/PID/cgroup tells for the hierarchy of
-// the controller, "" being the unified one, and false if there is none; cgroups(7).
-func parseCgroup(text []byte, controller string) (cgroup string, ok bool) {
+// parseCgroup returns the path that /proc/PID/cgroup tells for a hierarchy and false
+// if there is none; cgroups(7). field is how the file names the hierarchy: a
+// controller, "name=systemd" for one that has only a name, "" for the unified one.
+//
+// The path is all that follows the second colon, colons included. A newline is in no
+// path: the kernel refuses it in a cgroup's name (kernel/cgroup/cgroup.c cgroup_mkdir).
+func parseCgroup(text []byte, field string) (cgroup string, ok bool) {
 	for line := range bytes.SplitSeq(text, []byte{'\n'}) {
 		_, rest, _ := bytes.Cut(line, []byte{':'})
 		list, where, found := bytes.Cut(rest, []byte{':'})
-		if !found || len(where) == 0 || where[0] != '/' || !lists(string(list), controller) {
-			continue
+		if found && len(where) > 0 && where[0] == '/' && lists(string(list), field) {
+			return string(where), true
 		}
-		// A directory that was removed while processes were left in it.
-		where = bytes.TrimSuffix(where, []byte(" (deleted)"))
-		return string(where), true
 	}
 	return "", false
 }
 
-// lists tells whether the second field of a line names the controller:
-// "cpu,cpuacct", "name=systemd", "" for the unified hierarchy.
-func lists(field, controller string) bool {
-	if controller == "" || field == "" {
-		return field == controller
+// deletedSuffix is what the kernel appends to the unified hierarchy's path of a
+// zombie whose cgroup was removed (kernel/cgroup/cgroup.c proc_cgroup_show).
+const deletedSuffix = " (deleted)"
+
+// lists reports whether the second field of a line names the hierarchy. The field
+// lists controllers, "cpu,cpuacct", and a name comes last, "name=systemd"; it is empty
+// for the unified hierarchy. A name is no controller: who may mount a hierarchy can
+// call it "pids".
+func lists(field, name string) bool {
+	if name == "" || field == "" {
+		return field == name
 	}
-	for name := range strings.SplitSeq(field, ",") {
-		if strings.TrimPrefix(name, "name=") == controller {
+	for each := range strings.SplitSeq(field, ",") {
+		if each == name {
 			return true
 		}
 	}

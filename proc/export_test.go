@@ -1,5 +1,20 @@
 package proc
 
+import (
+	"time"
+
+	"github.com/capdrift/capdrift/capdecode"
+)
+
+// Costs has reading a process or thread cost what is told of its number, instead of
+// what it costs here.
+func (fs *FS) Costs(of func(id int) time.Duration) {
+	fs.laps = func() lap { return of }
+}
+
+// Holds has processes asked for their sets elsewhere than by capget(2).
+func (fs *FS) Holds(held func(pid int) (capdecode.Sets, bool)) { fs.held = held }
+
 // Bound lowers the bounds on what members keep open, tell in one call of one
 // container, and read in one call.
 func (m *Members) Bound(descriptors, appear, text, buffer int) {

@@ -143,7 +143,7 @@ func (m *Members) enter(g *member, parent *listing, cgroup string, budget *int) 
 			g.limit = fmt.Sprintf("opening cgroup %s: %v", printable(cgroup), err)
 		default:
 			d.fd = fd
-			d.keep = g.hierarchy.controller == ""
+			d.keep = g.hierarchy.field == ""
 			m.descriptors += 2
 		}
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +58,7 @@ type Members struct {
 	ended  map[string]bool    // containers whose cgroup was removed, while they are still given
 	start  int                // the group that the next call looks at first
 	late   bool               // a call could not look at all of them
+	owing  time.Duration      // by the node's uptime, when debts were paid last; 0 where there are none
 	asked  *asked             // where cgroup.procs cannot be used
 
 	descriptors, most int // open ones, and how many may be
@@ -91,13 +94,16 @@ type member struct {
 	id        string
 	container drift.Container // without its processes
 	vital
-	dirs  []*listing // parents before their children; the container's own first
-	turn  int        // which of the others is looked at first
-	known []int      // what was told and is still there, in order
-	held  []int      // what appeared and could not be told yet, longest held first
-	stale bool       // known is not what the lists were compared with
-	cut   bool       // it holds more cgroups than are followed
-	limit string     // why not all of it is seen; kept until it was said
+	dirs  []*listing    // parents before their children; the container's own first
+	turn  int           // which of the others is looked at first
+	known []int         // what was told and is still there, in order
+	held  []int         // what appeared and could not be told yet, longest held first
+	stale bool          // known is not what the lists were compared with
+	cut   bool          // it holds more cgroups than are followed
+	debt  time.Duration // processor time that reading its new processes took, and was not paid for yet
+	// outside tells of those that wait whether their parent is outside the container.
+	outside map[int]bool
+	limit   string // why not all of it is seen; kept until it was said
 }
 
 // Members returns a follower of nothing yet. It keeps files open: close it.
@@ -196,6 +202,7 @@ func (m *Members) Follow(containers []drift.Container) []drift.Limit {
 		}
 	}
 	m.add(fresh)
+	m.knowElsewhere(containers)
 	m.look.origins = m.origins()
 	if m.look.foreign {
 		m.replace()
@@ -216,7 +223,7 @@ func (m *Members) open() error {
 	}
 	var err error
 	if m.look, err = m.fs.look(m.reader); err == nil && m.tree == nil {
-		m.tree, err = openTree(m.fs.cgroup)
+		m.tree, err = openTree(m.fs.cgroup, m.reader.hierarchies())
 	}
 	return err
 }
@@ -253,6 +260,25 @@ func (g *member) know(processes []drift.Process) {
 	slices.Sort(g.known)
 	g.known = slices.Compact(g.known)
 	g.stale = g.stale || len(g.known) != before
+}
+
+// knowElsewhere takes processes for told that are in the cgroup of one container and came
+// from another, with which they are given.
+func (m *Members) knowElsewhere(containers []drift.Container) {
+	for _, c := range containers {
+		for i := range c.Processes {
+			p := c.Processes[i]
+			if p.Elsewhere == "" {
+				continue
+			}
+			for _, g := range m.groups {
+				if g.root != "" && below(p.Elsewhere, g.root) {
+					p.Elsewhere = ""
+					g.know([]drift.Process{p})
+				}
+			}
+		}
+	}
 }
 
 // add follows containers. One whose cgroup lies in another's takes it from that.
@@ -378,6 +404,9 @@ func (m *Members) Changes(ctx context.Context) ([]Change, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("looking at cgroups: %w", err)
 	}
+	if err := m.pay(); err != nil {
+		return nil, err
+	}
 	if m.asked != nil {
 		return m.ask()
 	}
@@ -426,7 +455,7 @@ func (m *Members) differ(g *member, ended bool, budget *int) Change {
 	if ended {
 		return Change{ContainerID: g.id, Gone: g.known, Ended: true, Missed: len(g.held)}
 	}
-	return g.take(list, m.appear)
+	return g.take(list, m.tellable(g))
 }
 
 // take makes list, which is in order, what is known of a container, as far as one
@@ -497,7 +526,9 @@ func subset(a, b []int) bool {
 // Read reads processes that appeared in a container, as a sweep does: each as one
 // process, which was in the container before it was read and after. Its threads are
 // not read. Who has ended or left meanwhile is counted as vanished, and appears
-// again should he be back. An error is about those that could not be read, and comes
+// again should he be back. A container's new processes are read as long as its part of
+// the processor time lasts, those first whose parent is outside the container; the others
+// appear again at a later call of Changes. An error is about those that could not be read, and comes
 // with all others; they are not told again, a sweep says so too.
 func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]drift.Process, int, error) {
 	m.mu.Lock()
@@ -506,6 +537,9 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 	if g == nil {
 		return nil, len(pids), nil
 	}
+	runtime.LockOSThread() // whose time is measured
+	defer runtime.UnlockOSThread()
+	m.reader.lap = m.fs.laps()
 	l, err := m.fs.freshLook(m.reader, m.look)
 	if err != nil {
 		return nil, 0, err
@@ -517,14 +551,20 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 	var read []drift.Process
 	var failures []failure
 	zombies := 0
-	for _, pid := range pids {
+	queue := queue{pids: pids}
+	for {
 		if ctx.Err() != nil {
 			return nil, 0, fmt.Errorf("container %s: %w", containerID, ctx.Err())
+		}
+		pid, ok := m.next(g, &queue)
+		if !ok {
+			break
 		}
 		if !within[pid] {
 			continue
 		}
 		p, _, err := m.reader.explained(&l, &g.container, pid)
+		m.owe(g, l.uptime, m.reader.spent(pid))
 		switch {
 		case errors.Is(err, errSkip):
 			zombies++
@@ -547,7 +587,8 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 		g.stale = true
 		m.forget(pids, gone)
 	}
-	vanished := len(pids) - len(read) - len(failures)
+	held := m.hold(g, queue.pids, still)
+	vanished := len(pids) - len(read) - len(failures) - held
 	if len(failures) == 0 {
 		return read, vanished, nil
 	}
@@ -614,6 +655,7 @@ func (m *Members) within(g *member, pids []int) (map[int]bool, error) {
 	}
 	var list []int
 	var failed error
+	m.reader.threaded = 0
 	_, err := m.reader.walk(m.tree, g.hierarchy, g.root, maxInContainer, func(dir string) bool {
 		if other := m.roots[g.hierarchy.at(dir)]; other != nil && other != g {
 			return false

@@ -48,6 +48,13 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 		return drift.Node{}, nil, &MalformedError{File: fs.proc + "/sys/kernel/cap_last_cap", What: "not a capability: " + strconv.QuoteToASCII(clip([]byte(last)))}
 	}
 	node.CapLastCap = capdecode.Cap(n)
+	// From the kernel, not from uptime and the reader's clock: two looks then give one
+	// process one start, and a picture of a /proc the one that it was taken with.
+	if text, err := r.file(dir, "stat"); err == nil {
+		if node.BootTime, err = parseBootTime(text); err != nil {
+			return drift.Node{}, nil, locate(err, fs.proc+"/stat")
+		}
+	}
 
 	var limits []drift.Limit
 	var limit *drift.Limit
@@ -64,7 +71,7 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 			Why:  "this program runs in a pid namespace of its own, where cgroup.procs does not tell the node's pids, so each process is asked for its cgroup; run it in the node's (hostPID: true)",
 		})
 	}
-	t, err := openTree(fs.cgroup)
+	t, err := openTree(fs.cgroup, r.hierarchies())
 	if err != nil {
 		return node, append(limits, drift.Limit{What: "which processes are in which container", Why: err.Error(), Blind: true}), nil
 	}
@@ -201,7 +208,7 @@ func (fs *FS) Process(pid int) (drift.Process, error) {
 	if err != nil {
 		return drift.Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
-	if _, _, err := r.threads(&p, fs.options.Threads, 0); err != nil && !errors.Is(err, ErrVanished) {
+	if _, _, _, err := r.threads(&p, fs.options.Threads, 0, 0); err != nil && !errors.Is(err, ErrVanished) {
 		return drift.Process{}, fmt.Errorf("threads of process %d: %w", pid, err)
 	}
 	return p, nil

@@ -43,6 +43,7 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 				o.byStarter[parent] = append(o.byStarter[parent], c.ID)
 			}
 		}
+		r.spent(0) // which is not the doing of the process that is read just now
 	})
 	return o
 }
@@ -67,7 +68,7 @@ func (r *reader) explained(l *look, c *drift.Container, pid int) (drift.Process,
 	if err != nil || !l.needsOrigin(c, &p) {
 		return p, born, err
 	}
-	return r.withOrigin(l, c, p)
+	return r.withOrigin(l, c, p, l.needsOrigin)
 }
 
 // capSysAdmin is CAP_SYS_ADMIN, capabilities(7), which every stage of an OCI runtime holds.
@@ -85,8 +86,9 @@ func (l *look) needsOrigin(c *drift.Container, p *drift.Process) bool {
 	return drift.Suspicious(l.node, c, p)
 }
 
-// withOrigin reads where a process came from and then, once more, the process.
-func (r *reader) withOrigin(l *look, c *drift.Container, p drift.Process) (drift.Process, birth, error) {
+// withOrigin reads where a process came from and then, once more, the process, which gets
+// its origin where it needs one still.
+func (r *reader) withOrigin(l *look, c *drift.Container, p drift.Process, needs func(*drift.Container, *drift.Process) bool) (drift.Process, birth, error) {
 	lineage, forked := r.origin(l, c, &p)
 	inode, parent := uint64(0), uint64(0)
 	if !l.inodes {
@@ -101,8 +103,8 @@ func (r *reader) withOrigin(l *look, c *drift.Container, p drift.Process) (drift
 	case again.StartTime != p.StartTime:
 		return drift.Process{}, birth{}, ErrVanished
 	}
-	again.Threads, again.ThreadsRead = p.Threads, p.ThreadsRead
-	if l.needsOrigin(c, &again) {
+	again.Threads, again.ThreadsRead, again.Elsewhere = p.Threads, p.ThreadsRead, p.Elsewhere
+	if needs(c, &again) {
 		again.Lineage, again.Forked = lineage, forked
 		if inode != 0 {
 			again.UserNamespace.Inode, again.UserNamespace.Parent = inode, parent

@@ -101,7 +101,10 @@ func TestOrigins(t *testing.T) {
 			p.person(row.who)
 			p.cgroup("kubepods/podA/"+idA, 100, 101)
 			p.cgroup("kubepods/podB/"+idB, 200)
-			seen := p.sweep(proc.Options{}, containers...).Containers[0].Processes
+			var seen []drift.Process
+			for _, c := range p.sweep(proc.Options{}, containers...).Containers {
+				seen = append(seen, c.Processes...)
+			}
 			at := slices.IndexFunc(seen, func(p drift.Process) bool { return p.PID == 101 })
 			if got := origin(seen[at]); got != row.want {
 				t.Errorf("a sweep: %q, want %q", got, row.want)
@@ -143,6 +146,52 @@ func origin(p drift.Process) string {
 		text += " forked"
 	}
 	return text
+}
+
+// TestGiveBack: who is in another container's cgroup is with the one that it came from.
+func TestGiveBack(t *testing.T) {
+	for name, row := range map[string]struct {
+		who  person
+		want string // of A, whose cgroup lists it, and of B
+	}{
+		"a child of another's first process, holding no more than allowed": {person{pid: 101, parent: 200, mount: mountB, inner: 2}, "A 100, B 101@ 200"},
+		"the same, holding everything":                                     {person{pid: 101, parent: 200, mount: mountB, inner: 2, everything: true}, "A 100, B 101@ 200"},
+		"an orphan that sees another's mounts":                             {person{pid: 101, parent: 1, mount: mountB}, "A 100, B 101@ 200"},
+		"an exec":                                                          {person{pid: 101, parent: 80, mount: mountA, inner: 2}, "A 100 101, B 200"},
+		"a child of its own":                                               {person{pid: 101, parent: 100, mount: mountNobody, inner: 2}, "A 100 101, B 200"},
+		"an orphan that sees nobody's mounts":                              {person{pid: 101, parent: 1, mount: mountNobody}, "A 100 101, B 200"},
+	} {
+		p, containers := twoPods(t)
+		row.who.name, row.who.cgroup = "x", containers[0].CgroupPath
+		p.person(row.who)
+		p.cgroup("kubepods/podA/"+idA, 100, 101)
+		p.cgroup("kubepods/podB/"+idB, 200)
+		fs := proc.New(p.root, proc.Options{})
+		sweep, err := fs.Sweep(context.Background(), containers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for i, c := range sweep.Containers {
+			text := []string{"A", "B"}[i]
+			for _, p := range c.Processes {
+				text += fmt.Sprintf(" %d", p.PID)
+				if p.Elsewhere != "" {
+					text += "@"
+				}
+			}
+			got = append(got, text)
+		}
+		if told := strings.Join(got, ", "); told != row.want {
+			t.Errorf("%s: told %q, want %q", name, told, row.want)
+		}
+		m := fs.Members()
+		m.Follow(sweep.Containers)
+		if changes, err := m.Changes(context.Background()); err != nil || len(changes) > 0 {
+			t.Errorf("%s: who follows them is told %+v, %v", name, changes, err)
+		}
+		_ = m.Close()
+	}
 }
 
 // TestOutsiders: processes in no container's cgroup that are a container's all the same.

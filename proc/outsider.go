@@ -11,6 +11,9 @@ import (
 
 // reading is what a sweep read of one process.
 type reading struct {
+	pid     int
+	group   *group         // [sweep.others] of those that no group claims
+	done    bool           // false where there was no time for it
 	process *drift.Process // nil of a process that is in no container
 	born    birth
 	err     error
@@ -77,7 +80,7 @@ func (s *sweep) readStray(r *reader, pid int, o *reading) {
 	}
 	*o.process, o.born, o.err = r.explained(&s.look, c, pid)
 	if o.err == nil && o.process.Lineage == nil && joinedPIDNamespace(o.process) {
-		*o.process, o.born, o.err = r.withOrigin(&s.look, c, *o.process)
+		*o.process, o.born, o.err = r.withOrigin(&s.look, c, *o.process, always)
 	}
 	if o.err == nil && o.cgroup != s.cgroupOf(r, pid) {
 		o.err = ErrVanished // or moved, and which process was where is not known
@@ -86,6 +89,8 @@ func (s *sweep) readStray(r *reader, pid int, o *reading) {
 		o.process.Elsewhere = o.cgroup
 	}
 }
+
+func always(*drift.Container, *drift.Process) bool { return true }
 
 // joinedPIDNamespace reports whether a process is in a pid namespace below the node's and is
 // not the first one of it, which only its own children and those that join it are.
@@ -120,17 +125,12 @@ func (s *sweep) mounted(r *reader, pid int) *group {
 	if container == "" {
 		return nil
 	}
-	at := slices.IndexFunc(s.groups, func(g *group) bool { return g.given && g.container.ID == container })
-	if at < 0 {
-		return nil
-	}
-	return s.groups[at]
+	return s.givenGroup(container)
 }
 
-// takeChildren takes the processes in no container whose parents are a container's: who
-// left his container's cgroup is still its own, and so are those that he starts.
-func (s *sweep) takeChildren(pids []int, readings []reading) {
-	owners := make(map[int]*group)
+// ownersOf returns which given container each process is of, by what was read.
+func (s *sweep) ownersOf() map[int]*group {
+	owners := make(map[int]*group, len(s.claims))
 	for _, g := range s.groups {
 		if !g.given || g.alone || g.silent {
 			continue
@@ -139,6 +139,70 @@ func (s *sweep) takeChildren(pids []int, readings []reading) {
 			owners[g.processes[i].PID] = g
 		}
 	}
+	return owners
+}
+
+// maxAsked bounds how many processes of one container one sweep asks where they came from
+// for their parent alone: those that hold too much are asked all.
+const maxAsked = 256
+
+// giveBack puts processes that are in one container's cgroup and came from another with
+// the one that they came from. A process is where its parent is, and who execs into a
+// container has the parent that its first process has; all others are asked.
+func (s *sweep) giveBack() {
+	owners := s.ownersOf()
+	for _, g := range slices.Clone(s.groups) {
+		if !g.given || g.alone || g.silent || g.resting {
+			continue
+		}
+		starter, asks := 0, maxAsked
+		for i := range g.processes {
+			if g.processes[i].PID == g.container.InitPID {
+				starter = g.processes[i].ParentPID
+			}
+		}
+		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool {
+			foreign := p.Lineage == nil && p.Elsewhere == "" && starter > 1 && p.ParentPID != starter && p.PID != g.container.InitPID && owners[p.ParentPID] != g
+			if foreign && asks > 0 {
+				asks--
+				asked, _, err := s.readers[0].withOrigin(&s.look, &g.container, p, always)
+				if err != nil {
+					return false // ended, and the next sweep says so
+				}
+				p = asked
+			}
+			owner := s.ownerByOrigin(&p)
+			if owner == nil || owner == g {
+				return false
+			}
+			p.Elsewhere, g.unknown = g.root, true // and g is at rest only without it
+			owner.processes = append(owner.processes, p)
+			return true
+		})
+	}
+}
+
+// ownerByOrigin returns the given container that a process came from, nil where that is
+// not known.
+func (s *sweep) ownerByOrigin(p *drift.Process) *group {
+	if p.Lineage == nil || p.Lineage.Origin == "" || p.Elsewhere != "" {
+		return nil
+	}
+	return s.givenGroup(p.Lineage.Origin)
+}
+
+func (s *sweep) givenGroup(id string) *group {
+	at := slices.IndexFunc(s.groups, func(g *group) bool { return g.given && !g.alone && g.container.ID == id })
+	if at < 0 {
+		return nil
+	}
+	return s.groups[at]
+}
+
+// takeChildren takes the processes in no container whose parents are a container's: who
+// left his container's cgroup is still its own, and so are those that he starts.
+func (s *sweep) takeChildren(readings []reading) {
+	owners := s.ownersOf()
 	for found := true; found; {
 		found = false
 		for i := range readings {
@@ -149,10 +213,10 @@ func (s *sweep) takeChildren(pids []int, readings []reading) {
 			}
 			found = true
 			r := s.readers[0]
-			o.owner, o.process, o.cgroup = owner, new(drift.Process), s.cgroupOf(r, pids[i])
-			s.readStray(r, pids[i], o)
-			s.take(owner, pids[i], o.process, o.born, o.err)
-			owners[pids[i]] = owner
+			o.owner, o.process, o.cgroup = owner, new(drift.Process), s.cgroupOf(r, o.pid)
+			s.readStray(r, o.pid, o)
+			s.take(owner, o.pid, o.process, o.born, o.err)
+			owners[o.pid] = owner
 		}
 	}
 }

@@ -262,6 +262,7 @@ const id, other = "5b9acb833b06e73a6550954b75742b750404c7ab7ca5e07fbdd58a981cecb
 func TestContainerName(t *testing.T) {
 	for base, want := range map[string]string{
 		id: id, "cri-containerd-" + id + ".scope": id, "crio-" + id + ".scope": id, "crio-" + id: id, "docker-" + id + ".scope": id,
+		"crio-conmon-" + id[1:] + ".scope": "", "libpod-conmon-x.scope": "", "x-conmon-" + id: id, "conmon-" + id: id, "crio-conmon-x-" + id: id,
 		"libpod-" + id + ".scope": id, "nerdctl-" + id + ".scope": id, id + ".scope": id, "cri-containerd-demo.scope": "",
 	} {
 		if got, ok := containerName(base); !ok || got != want {
@@ -269,7 +270,7 @@ func TestContainerName(t *testing.T) {
 		}
 	}
 	for _, base := range []string{
-		"", "/", "crio-conmon-" + id + ".scope", "crio-conmon-" + id, "libpod-conmon-" + id + ".scope", "conmon-" + id, "docker-demo.service", "docker.service",
+		"", "/", "crio-conmon-" + id + ".scope", "crio-conmon-" + id, "libpod-conmon-" + id + ".scope", "libpod-conmon-" + id, "docker-demo.service", "docker.service",
 		id[1:], "0" + id, strings.ToUpper(id), "pod" + id, "kubepods.slice", "session-1.scope", "docker-", id + ".slice",
 	} {
 		if got, ok := containerName(base); ok {
@@ -320,7 +321,7 @@ func TestParseCgroup(t *testing.T) {
 	v1 := captured(t, "cri-o-1.37.0/default", "cgroup")
 	for _, row := range []struct{ text, controller, want string }{
 		{string(v1), "pids", "/kubepods/besteffort/poduid-default/crio-" + other},
-		{string(v1), "systemd", "/kubepods/besteffort/poduid-default/crio-" + other},
+		{string(v1), "name=systemd", "/kubepods/besteffort/poduid-default/crio-" + other},
 		{string(v1), "", "/kubepods/besteffort/poduid-default/crio-" + other},
 		{"4:cpu,cpuacct:/a\n0::/b\n", "cpuacct", "/a"},
 		{"4:cpu,cpuacct:/a\n0::/b\n", "", "/b"},
@@ -328,8 +329,17 @@ func TestParseCgroup(t *testing.T) {
 		{"0::/..\n", "", "/.."},
 		{"0::/\n", "", "/"},
 		{"0::/..a\n", "", "/..a"},
-		{"0::/gone (deleted)\n", "", "/gone"},
-		{"3:name=a:/x:y\n", "a", "/x:y"},
+		{"0::/named so (deleted)\n", "", "/named so (deleted)"},
+		{"3:name=a:/x:y\n", "name=a", "/x:y"},
+		{"3:pids:/x:y::/z\n", "pids", "/x:y::/z"},
+		{"13:name=pids:/forged\n8:pids:/true\n", "pids", "/true"},
+		{"13:name=pids:/forged\n8:pids:/true\n", "name=pids", "/forged"},
+		{"13:name=pids:/forged\n", "pids", ""},
+		{"8:pids:/a\n", "name=pids", ""},
+		{"3:cpu,name=pids:/a\n2:pids:/b\n", "pids", "/b"},
+		{"3:cpu,name=pids:/a\n", "cpu", "/a"},
+		{"3:cpuset:/a\n2:cpu:/b\n", "cpu", "/b"},
+		{"3:pids:/a\\0128:pids:/b\n", "pids", "/a\\0128:pids:/b"},
 		{"0::/b\n", "pids", ""},
 		{"", "", ""}, {"0:", "", ""}, {"0::b\n", "", ""},
 	} {
@@ -387,6 +397,35 @@ func FuzzParseStatus(f *testing.F) {
 		}
 		if s.Depth != len(s.NamespacePIDs()) || len(s.Comm()) > len(s.name) {
 			t.Fatalf("%+v", s)
+		}
+	})
+}
+
+func TestParseBootTime(t *testing.T) {
+	for _, test := range []struct {
+		text string
+		want int64 // -1 for none
+	}{
+		{"cpu  1 2 3\nintr 4 btime 5\nctxt 6\nbtime 1767323045\nprocesses 7\n", 1767323045},
+		{"cpu  1 2 3\nctxt 6\n", -1},
+		{"btime \n", -1},
+		{"btime -1\n", -1},
+		{"btime 99999999999999\n", -1},
+	} {
+		at, err := parseBootTime([]byte(test.text))
+		var malformed *MalformedError
+		if test.want < 0 && (!errors.As(err, &malformed) || !at.IsZero()) || test.want >= 0 && (err != nil || at.Unix() != test.want || at.Location() != time.UTC) {
+			t.Errorf("%q: %v, %v", test.text, at, err)
+		}
+	}
+}
+
+func FuzzParseBootTime(f *testing.F) {
+	f.Add([]byte("ctxt 6\nbtime 1767323045\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		at, err := parseBootTime(text)
+		if _, wrong := at.MarshalJSON(); (err == nil) == at.IsZero() || wrong != nil {
+			t.Errorf("%q: %v, %v, %v", text, at, err, wrong)
 		}
 	})
 }

@@ -23,8 +23,11 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/capdrift/capdrift/capdecode"
 )
 
 // The outcomes of reading a process that are no fault of the reader's.
@@ -52,6 +55,13 @@ type Options struct {
 	// Readers is how many processes are read at the same time; as many as there are
 	// cores when 0. One is the cheapest, by a sixth.
 	Readers int
+	// Time is how much processor time a sweep may take to read processes, and half as
+	// much again to read threads. Containers have equal parts of it. What does not fit is
+	// told as overdue, and comes with the next sweeps. There is no bound when it is 0.
+	Time time.Duration
+	// Arguments has the command lines of those read whose lineage is. They may hold
+	// secrets.
+	Arguments bool
 }
 
 // FS is a root directory under which a node's /proc and /sys/fs/cgroup are found.
@@ -59,6 +69,8 @@ type Options struct {
 type FS struct {
 	proc, cgroup string
 	options      Options
+	laps         func() lap
+	held         func(pid int) (capdecode.Sets, bool) // by capget(2) when nil
 	*memory
 }
 
@@ -67,19 +79,25 @@ type memory struct {
 	sweeps atomic.Uint32 // turns which threads a budget too small for all reads
 	births atomic.Pointer[births]
 	rests  atomic.Pointer[map[string]rest]
-	places atomic.Pointer[map[string]place] // where the last sweep found each container
+	// accounts are of the time that reading took, by group.
+	accounts atomic.Pointer[map[string]account]
+	places   atomic.Pointer[map[string]place] // where the last sweep found each container
+
+	programs *programs
 }
 
 // New returns the trees below root: "/" for the machine itself, "/host" where a
 // pod mounts the node's trees as /host/proc and /host/sys/fs/cgroup.
 func New(root string, o Options) *FS {
-	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, memory: new(memory)}
+	return &FS{proc: filepath.Join(root, "/proc"), cgroup: filepath.Join(root, "sys/fs/cgroup"), options: o, laps: processorLaps, memory: &memory{programs: newPrograms(time.Now)}}
 }
 
 // With returns the same trees to be read in another way. What is known of the
 // processes by the one is known to the other.
 func (fs *FS) With(o Options) *FS {
-	return &FS{proc: fs.proc, cgroup: fs.cgroup, options: o, memory: fs.memory}
+	same := *fs
+	same.options = o
+	return &same
 }
 
 // outcome sorts a system call's error into what it means for a process: ENOENT

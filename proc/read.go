@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,10 @@ type reader struct {
 	proc int // file descriptor of the directory /proc
 	buf  []byte
 	path []byte
-	maps map[string][]drift.IDRange // by their text
+	lap  lap // nil where nobody reckons with the time
+	// threaded is the time that the threads of one container's threaded cgroups took.
+	threaded time.Duration
+	maps     map[string][]drift.IDRange // by their text
 
 	namespaces map[uint64]drift.UserNamespace            // by inode, the mapped ones
 	shared     map[*drift.IDRange][]*drift.UserNamespace // those without, by their uid_map, which maps keeps once

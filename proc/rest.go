@@ -32,7 +32,7 @@ func usageFile(h hierarchy, root string) string {
 	switch {
 	case h == hierarchy{}:
 		return path.Join(h.at(root), "cpu.stat") // usage_usec comes first
-	case h.directory == "pids":
+	case h.field == "pids":
 		return path.Join(hierarchy{directory: "cpuacct"}.at(root), "cpuacct.usage")
 	}
 	return ""
@@ -68,7 +68,7 @@ func (s *sweep) settled(rests map[string]rest) {
 		if g.threads = last.threads; s.withThreads {
 			since = last.threads
 		}
-		g.resting = g.used != "" && g.used == since &&
+		g.resting = !g.afresh && g.used != "" && g.used == since &&
 			len(g.before) == last.read && slices.Equal(g.pids, last.pids) && !slices.ContainsFunc(g.pids, func(pid int) bool {
 			return s.claims[pid] != g || !has(s.all, pid)
 		}) && !slices.ContainsFunc(g.before, func(p drift.Process) bool {
@@ -94,7 +94,7 @@ func (s *sweep) keep(g *group) {
 func (s *sweep) rests() map[string]rest {
 	list := make(map[string]rest, len(s.groups))
 	for _, g := range s.groups {
-		if g.used != "" && !g.unknown && !g.silent && g.vanished+len(g.failures)+len(g.problems) == 0 {
+		if g.used != "" && !g.unknown && !g.silent && g.overdue == nil && g.vanished+len(g.failures)+len(g.problems) == 0 {
 			if s.withThreads && !g.unread {
 				g.threads = g.used
 			}

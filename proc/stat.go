@@ -82,6 +82,24 @@ func parseUptime(text []byte) (time.Duration, error) {
 	return time.Duration(s)*time.Second + time.Duration(cs)*10*time.Millisecond, nil
 }
 
+// parseBootTime returns the time of the boot, the line btime of /proc/stat, in UTC. It
+// is told in whole seconds and shifted by the reader's time namespace, as start times
+// are (fs/proc/stat.c show_stat). It moves when somebody sets the node's clock.
+func parseBootTime(text []byte) (time.Time, error) {
+	for line := range bytes.SplitSeq(text, []byte{'\n'}) {
+		digits, found := bytes.CutPrefix(line, []byte("btime "))
+		if !found {
+			continue
+		}
+		s, err := strconv.ParseInt(string(digits), 10, 38) // thousands of years; JSON has four digits for one
+		if err != nil || s < 0 {
+			return time.Time{}, &MalformedError{File: "stat", What: "no boot time in btime but " + strconv.QuoteToASCII(clip(digits))}
+		}
+		return time.Unix(s, 0).UTC(), nil
+	}
+	return time.Time{}, &MalformedError{File: "stat", What: "no line btime"}
+}
+
 // age returns how long ago a process started.
 func age(uptime time.Duration, start uint64) time.Duration {
 	// A process may be younger than the reading of the clock.

@@ -13,9 +13,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -33,14 +35,17 @@ import (
 //
 // Containers keep their order; those that were not given come after them. A container
 // that is given with the processes that the last sweep told of it keeps them where none
-// of them ran since; give it without, and each is read.
+// of them ran since; give it without or afresh, and each is read. Each is read within the
+// time that [Options] allow: what is not keeps what the last sweep told of it, and is
+// told in the container's [drift.Overdue].
 func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sweep, error) {
 	dir, err := openDirectory(fs.proc)
 	if err != nil {
 		return drift.Sweep{}, err
 	}
 	defer unix.Close(dir)
-	s := &sweep{ctx: ctx, turn: fs.sweeps.Add(1) - 1, budget: fs.options.Threads, withThreads: !fs.options.LeadersOnly}
+	s := &sweep{ctx: ctx, turn: fs.sweeps.Add(1) - 1, budget: fs.options.Threads, withThreads: !fs.options.LeadersOnly,
+		time: fs.options.Time, laps: fs.laps, held: fs.held}
 	for range cmp.Or(fs.options.Readers, runtime.GOMAXPROCS(0)) {
 		s.readers = append(s.readers, newReader(dir))
 	}
@@ -53,12 +58,18 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	if rests := fs.rests.Load(); rests != nil {
 		s.rested = *rests
 	}
-	for _, c := range containers {
-		before := c.Processes
-		c.Processes = nil
-		s.groups = append(s.groups, &group{container: c, before: before, given: true, silent: c.Observation == drift.UnsupportedRuntime})
+	if accounts := fs.accounts.Load(); accounts != nil {
+		s.accounts = *accounts
 	}
-	if s.tree, err = openTree(fs.cgroup); err != nil {
+	if s.held == nil && onProcfs(dir) && !s.look.foreign {
+		s.held = heldBy
+	}
+	for _, c := range containers {
+		before, afresh := c.Processes, c.Afresh
+		c.Processes, c.Afresh, c.Overdue = nil, false, nil
+		s.groups = append(s.groups, &group{container: c, before: before, afresh: afresh, given: true, silent: c.Observation == drift.UnsupportedRuntime})
+	}
+	if s.tree, err = openTree(fs.cgroup, s.readers[0].hierarchies()); err != nil {
 		return drift.Sweep{}, err
 	}
 	defer s.tree.close()
@@ -81,6 +92,8 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	}
 	rests := s.rests()
 	fs.rests.Store(&rests)
+	accounts := s.settleAccounts()
+	fs.accounts.Store(&accounts)
 	out := s.result()
 	fs.places.Store(&s.places)
 	return out, nil
@@ -97,44 +110,59 @@ type sweep struct {
 	readers []*reader
 	// withThreads: threads are read, or counted as skipped.
 	withThreads bool
-	groups      []*group       // the given ones first
-	all         []int          // every process of the node
-	claims      map[int]*group // by pid
+	time        time.Duration // for reading processes, and half of it for threads; no bound where it is 0
+	laps        func() lap
+	held        func(pid int) (capdecode.Sets, bool) // nil where nobody can be asked
+	groups      []*group                             // the given ones first
+	others      *group                               // the processes that no group claims
+	all         []int                                // every process of the node
+	claims      map[int]*group                       // by pid
 
 	findRoot      sync.Once
 	namespaceRoot string      // of the reader's cgroup namespace
 	unrooted      atomic.Bool // it could not be found
 
-	rested  map[string]rest  // what the last sweep left, by container
-	births  births           // of the processes that were read, for the next sweep
-	places  map[string]place // of the containers, by their id, for who follows them
-	threads drift.ThreadCoverage
-	limits  []drift.Limit
+	rested   map[string]rest    // what the last sweep left, by container
+	accounts map[string]account // likewise, by group
+	births   births             // of the processes that were read, for the next sweep
+	places   map[string]place   // of the containers, by their id, for who follows them
+	threads  drift.ThreadCoverage
+	limits   []drift.Limit
 }
 
 // group is the processes of one container, or of one cgroup that looks like one.
 type group struct {
-	container drift.Container
-	before    []drift.Process // that it was given with
-	given     bool
-	silent    bool // its processes are not to be read
-	alone     bool // the cgroups below its own are not its
-	scattered bool // some processes of a cgroup, not all of it
-	guess     bool // it is a container's only if a given one is found to be it
-	unknown   bool // some of its processes were not read by an earlier sweep
-	hierarchy hierarchy
-	root      string // "" when no cgroup was found
-	used      string // the processor time of its cgroup, before its processes were listed
-	threads   string // likewise, when all their threads were read last
-	unread    bool   // some threads were not
-	resting   bool   // none of them ran since they were read
-	pids      []int
-	decoys    []string // cgroups below that are named like a given container
-	processes []drift.Process
-	failures  []failure
-	vanished  int
-	problems  []string // why not everything was seen, but for failures
+	container   drift.Container
+	before      []drift.Process // that it was given with
+	byPID       map[int]*drift.Process
+	afresh      bool // all are to be read, whoever ran
+	given       bool
+	silent      bool // its processes are not to be read
+	alone       bool // the cgroups below its own are not its
+	scattered   bool // some processes of a cgroup, not all of it
+	guess       bool // it is a container's only if a given one is found to be it
+	unknown     bool // some of its processes were not read by an earlier sweep
+	hierarchy   hierarchy
+	root        string // "" when no cgroup was found
+	used        string // the processor time of its cgroup, before its processes were listed
+	threads     string // likewise, when all their threads were read last
+	unread      bool   // some threads were not
+	lateThreads int    // that were not for want of time
+	resting     bool   // none of them ran since they were read
+	pids        []int
+	readings    []reading // what there is to be read
+	share       share
+	cost        time.Duration  // of reading its processes
+	overdue     *drift.Overdue // nil where all were read
+	decoys      []string       // cgroups below that are named like a given container
+	processes   []drift.Process
+	failures    []failure
+	vanished    int
+	problems    []string // why not everything was seen, but for failures
 }
+
+// runtimeID returns the id that the container's cgroup is named after.
+func (g *group) runtimeID() string { return cmp.Or(g.container.RuntimeID, g.container.ID) }
 
 // failure is a process that could not be read.
 type failure struct {
@@ -149,6 +177,9 @@ func (s *sweep) parallel(n int, work func(r *reader, i int)) error {
 	var workers sync.WaitGroup
 	for _, r := range s.readers[:min(len(s.readers), n)] {
 		workers.Go(func() {
+			runtime.LockOSThread() // whose time is measured
+			defer runtime.UnlockOSThread()
+			r.lap = s.laps()
 			for i := int(next.Add(1)) - 1; i < n && s.ctx.Err() == nil; i = int(next.Add(1)) - 1 {
 				work(r, i)
 			}
@@ -228,7 +259,7 @@ func (s *sweep) explore() {
 			g.guess = !container
 			s.groups = append(s.groups, g)
 			return false
-		case amongPods(dir) && !conmon(base):
+		case amongPods(dir) && !monitorName(base):
 			g.alone = true
 			s.groups = append(s.groups, g)
 		}
@@ -255,7 +286,7 @@ func amongPods(dir string) bool {
 // named after, nil if there is none.
 func (s *sweep) named(dir string) *group {
 	for _, g := range s.groups {
-		if g.given && g.root == "" && nameCarries(path.Base(dir), g.container.ID) {
+		if g.given && g.root == "" && nameCarries(path.Base(dir), g.runtimeID()) {
 			return g
 		}
 	}
@@ -289,6 +320,7 @@ func (s *sweep) list(r *reader, g *group) (pids []int, decoys, problems []string
 		return nil, nil, g.problems
 	}
 	zeros := 0
+	r.threaded = 0
 	cut, err := r.walk(s.tree, g.hierarchy, g.root, maxInContainer, func(dir string) bool {
 		if dir != g.root && s.named(dir) != nil {
 			decoys = append(decoys, dir)
@@ -320,7 +352,10 @@ func (s *sweep) list(r *reader, g *group) (pids []int, decoys, problems []string
 // adopt finds the cgroups of containers that are not where their spec says, and
 // settles which group each pid belongs to.
 func (s *sweep) adopt() error {
+	runtime.LockOSThread() // as in parallel
+	defer runtime.UnlockOSThread()
 	r := s.readers[0]
+	r.lap = s.laps()
 	for _, g := range slices.Clone(s.groups) { // groups leave the list on the way
 		if !g.given || g.root != "" || len(g.problems) > 0 {
 			continue
@@ -354,13 +389,13 @@ func (s *sweep) adopt() error {
 func (s *sweep) candidate(g *group) *group {
 	var candidates []*group
 	for _, other := range s.groups {
-		if !other.given && !other.alone && nameCarries(path.Base(other.root), g.container.ID) {
+		if !other.given && !other.alone && nameCarries(path.Base(other.root), g.runtimeID()) {
 			candidates = append(candidates, other)
 		}
 	}
 	for _, other := range s.groups {
 		for _, dir := range other.decoys {
-			if nameCarries(path.Base(dir), g.container.ID) {
+			if nameCarries(path.Base(dir), g.runtimeID()) {
 				inner := &group{hierarchy: other.hierarchy, root: dir}
 				if inner.pids, _, inner.problems = s.list(s.readers[0], inner); slices.Contains(inner.pids, g.container.InitPID) {
 					return inner
@@ -394,7 +429,7 @@ func (s *sweep) ofInit(r *reader, g *group) *group {
 	if base := path.Base(root); base == "init.scope" || base == "container" {
 		root = path.Dir(root)
 	}
-	if _, id, named := outermostContainer(root); named && id != g.container.ID || root == "/" || kubernetes(path.Base(root)) {
+	if _, id, named := outermostContainer(root); named && id != g.runtimeID() || root == "/" || kubernetes(path.Base(root)) {
 		return nil
 	}
 	for _, other := range s.groups {
@@ -418,7 +453,12 @@ func (s *sweep) cgroupOf(r *reader, pid int) string {
 func (s *sweep) cgroupKnown(r *reader, pid int) (string, bool) {
 	s.findRoot.Do(func() { s.namespaceRoot = s.cgroupNamespaceRoot(r) })
 	told, ok := s.told(r, strconv.Itoa(pid))
-	return path.Join(s.namespaceRoot, told), ok && !s.unrooted.Load()
+	cgroup := path.Join(s.namespaceRoot, told)
+	// A container may give a directory a name that ends like this.
+	if left, cut := strings.CutSuffix(cgroup, deletedSuffix); cut && s.main.field == "" && !s.tree.exists(s.main.at(cgroup)) {
+		cgroup = left
+	}
+	return cgroup, ok && !s.unrooted.Load()
 }
 
 // cgroupTold returns the path as the file tells it, "/" where it tells none.
@@ -432,7 +472,7 @@ func (s *sweep) cgroupTold(r *reader, process string) string {
 func (s *sweep) told(r *reader, process string) (string, bool) {
 	text, err := r.file(r.proc, process+"/cgroup")
 	if err == nil {
-		if cgroup, ok := parseCgroup(text, s.main.controller); ok {
+		if cgroup, ok := parseCgroup(text, s.main.field); ok {
 			return cgroup, true
 		}
 	}
@@ -487,68 +527,71 @@ func (s *sweep) owner(r *reader, pid int, a, b *group) *group {
 // read reads the processes of all groups, and looks among all others for those
 // that live in pid namespaces of their own, as only containers and sandboxes do.
 func (s *sweep) read() error {
-	var pids []int
-	var ends []int // in pids, of each group's
+	readings := make([]reading, 0, len(s.all))
+	s.others = new(group)
+	groups := append(slices.Clone(s.groups), s.others)
+	ends := make([]int, 0, len(groups)) // in readings, of each group's
 	for _, g := range s.groups {
 		for _, pid := range g.pids {
 			if s.claims[pid] == g && !g.silent && !g.resting {
-				pids = append(pids, pid)
+				readings = append(readings, reading{pid: pid, group: g})
 			}
 		}
-		ends = append(ends, len(pids))
+		ends = append(ends, len(readings))
 	}
-	members := len(pids)
 	for _, pid := range s.all {
 		if s.claims[pid] == nil {
-			pids = append(pids, pid)
+			readings = append(readings, reading{pid: pid, group: s.others})
 		}
 	}
-	readings := make([]reading, len(pids))
+	ends = append(ends, len(readings))
 	start := 0
-	for at, g := range s.groups {
-		// An array for each, which is all that who keeps a container of this sweep keeps.
-		g.processes = make([]drift.Process, ends[at]-start)
-		for i := range g.processes {
-			readings[start+i].process = &g.processes[i]
-		}
+	for at, g := range groups {
+		g.readings = readings[start:ends[at]]
 		start = ends[at]
-	}
-	err := s.parallel(len(pids), func(r *reader, i int) {
-		o := &readings[i]
-		if i < members {
-			*o.process, o.born, o.err = r.explained(&s.look, &s.claims[pids[i]].container, pids[i])
-		} else {
-			s.readOutsider(r, pids[i], o)
+		if g == s.others {
+			break
 		}
-	})
-	if err != nil {
+		// An array for each, which is all that who keeps a container of this sweep keeps.
+		g.processes = make([]drift.Process, len(g.readings))
+		for i := range g.processes {
+			g.readings[i].process = &g.processes[i]
+		}
+	}
+	if err := s.readInTime(groups); err != nil {
 		return err
 	}
 	s.births = make(births, 0, len(s.claims))
-	start = 0
-	for at, g := range s.groups {
+	for _, g := range s.groups {
 		if g.resting {
 			s.keep(g)
 			continue
 		}
 		g.processes = g.processes[:0] // what was read closes ranks where it lies
-		for ; start < ends[at]; start++ {
-			s.take(g, pids[start], readings[start].process, readings[start].born, readings[start].err)
+		for i := range g.readings {
+			if o := &g.readings[i]; o.done {
+				s.take(g, o.pid, o.process, o.born, o.err)
+			} else {
+				s.late(g, o.pid)
+			}
 		}
 	}
 	unknown := 0
-	for i := members; i < len(pids); i++ {
-		switch o := &readings[i]; {
+	for i := range s.others.readings {
+		switch o := &s.others.readings[i]; {
+		case !o.done:
+			s.late(s.others, o.pid)
 		case o.process != nil:
 			if o.owner == nil {
 				o.owner = s.home(o.cgroup)
 			}
-			s.take(o.owner, pids[i], o.process, o.born, o.err)
+			s.take(o.owner, o.pid, o.process, o.born, o.err)
 		case o.err != nil && !errors.Is(o.err, ErrVanished):
 			unknown++
 		}
 	}
-	s.takeChildren(pids[members:], readings[members:])
+	s.giveBack()
+	s.takeChildren(s.others.readings)
 	if unknown > 0 {
 		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
 	}
@@ -621,7 +664,8 @@ func (s *sweep) verify() error {
 }
 
 // readThreads shares the budget of threads out: a process with many leaves
-// nobody with less than an equal share.
+// nobody with less than an equal share. Time is shared among containers first, and then
+// among the processes of each.
 func (s *sweep) readThreads() error {
 	type job struct {
 		g *group
@@ -632,6 +676,7 @@ func (s *sweep) readThreads() error {
 		err           error
 	}
 	var jobs []job
+	threads := make(map[*group]int) // to be read
 	for _, g := range s.groups {
 		for i := range g.processes {
 			switch p := &g.processes[i]; {
@@ -640,19 +685,35 @@ func (s *sweep) readThreads() error {
 				s.threads.Observed += p.ThreadCount - 1
 			default:
 				jobs = append(jobs, job{g: g, p: p, n: s.budget})
+				threads[g] += p.ThreadCount - 1
 			}
 		}
 	}
+	slices.SortStableFunc(jobs, func(a, b job) int { return a.p.ThreadCount - b.p.ThreadCount })
 	if s.budget > 0 {
-		slices.SortStableFunc(jobs, func(a, b job) int { return a.p.ThreadCount - b.p.ThreadCount })
 		for i, left := 0, s.budget; i < len(jobs); i++ {
 			jobs[i].n = left / (len(jobs) - i)
 			left -= min(jobs[i].n, jobs[i].p.ThreadCount-1)
 		}
 	}
+	slices.SortStableFunc(jobs, func(a, b job) int { return threads[a.g] - threads[b.g] })
+	for g := range threads {
+		g.share = share{}
+	}
+	for i := range jobs {
+		jobs[i].g.share.pending++
+	}
+	b := newBudget(s.time/2, len(threads))
 	err := s.parallel(len(jobs), func(r *reader, i int) {
 		j := &jobs[i]
-		j.read, j.skipped, j.err = r.threadsExplained(&s.look, &j.g.container, j.p, j.n, s.turn)
+		left, pending := b.open(&j.g.share)
+		var cost time.Duration
+		if left > 0 {
+			j.read, j.skipped, cost, j.err = r.threadsExplained(&s.look, &j.g.container, j.p, j.n, s.turn, left/time.Duration(pending))
+		} else {
+			j.skipped = j.p.ThreadCount - 1
+		}
+		b.charge(&j.g.share, cost, 1)
 	})
 	if err != nil {
 		return err
@@ -663,6 +724,11 @@ func (s *sweep) readThreads() error {
 		j.g.unread = j.g.unread || j.skipped > 0 || j.err != nil
 		if j.err != nil && !errors.Is(j.err, ErrVanished) {
 			j.g.problems = append(j.g.problems, fmt.Sprintf("threads of process %d: %v", j.p.PID, j.err))
+		}
+		if fits := j.p.ThreadCount - 1; j.n < 0 || j.n >= fits {
+			j.g.lateThreads += j.skipped
+		} else {
+			j.g.lateThreads += max(0, j.skipped-(fits-j.n))
 		}
 	}
 	if s.threads.Skipped > 0 {
@@ -694,7 +760,8 @@ func (s *sweep) result() drift.Sweep {
 	}
 	s.places = make(map[string]place, len(s.groups))
 	out.Containers = make([]drift.Container, 0, len(s.groups))
-	for _, g := range slices.Concat(slices.DeleteFunc(s.groups, func(g *group) bool { return !g.given }), strangers) {
+	groups := slices.Concat(slices.DeleteFunc(s.groups, func(g *group) bool { return !g.given }), strangers)
+	for _, g := range groups {
 		s.judge(g)
 		s.places[g.container.ID] = place{hierarchy: g.hierarchy, root: g.root, alone: g.alone, scattered: g.scattered}
 		out.Containers = append(out.Containers, g.container)
@@ -704,6 +771,7 @@ func (s *sweep) result() drift.Sweep {
 			out.Processes.Unreadable += len(g.failures)
 		}
 	}
+	s.nameOverdue(groups)
 	s.unidentified(out.Containers)
 	if s.unrooted.Load() {
 		s.blind("where in the tree some cgroups are", "this program runs in a cgroup namespace, and its own cgroup was not found below "+s.tree.root)
@@ -755,6 +823,9 @@ func (s *sweep) judge(g *group) {
 		g.problems = append(g.problems, fmt.Sprintf("%d of its %d processes could not be read, process %d for one: %v",
 			len(g.failures), len(g.failures)+len(g.processes), first.pid, first.err))
 	}
+	if c.Overdue = g.overdue; g.overdue != nil && g.overdue.Unread > 0 {
+		g.problems = append(g.problems, g.overdue.String())
+	}
 	if s.look.foreign && s.look.hides {
 		g.problems = append(g.problems, "some of its processes may be hidden in /proc, as with hidepid, and in this pid namespace cgroup.procs does not tell of them; run in the node's (hostPID: true)")
 	}
@@ -790,7 +861,7 @@ func (s *sweep) judge(g *group) {
 func (s *sweep) lostInit(g *group) string {
 	pid := g.container.InitPID
 	among := func(p drift.Process) bool { return p.PID == pid }
-	if pid == 0 || slices.ContainsFunc(g.processes, among) || slices.ContainsFunc(g.failures, func(f failure) bool { return f.pid == pid }) {
+	if pid == 0 || g.overdue != nil && slices.Contains(g.overdue.PIDs, pid) || slices.ContainsFunc(g.processes, among) || slices.ContainsFunc(g.failures, func(f failure) bool { return f.pid == pid }) {
 		return ""
 	}
 	r := s.readers[0]

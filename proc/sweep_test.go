@@ -155,6 +155,15 @@ func TestMembership(t *testing.T) {
 			"v2", map[string][]int{"kubepods/podx/" + idA: {10, 11}},
 			[]drift.Container{at(A, "/kubepods/podx/"+idA)}, []string{"A observed 10 11"},
 		},
+		"of another namespace, which its id names and its cgroup does not": {
+			"v2", map[string][]int{"kubepods/podx/" + idA: {10}, "docker/" + idB: {20}},
+			[]drift.Container{A, {ID: "moby/" + idB, RuntimeID: idB, InitPID: 20}}, []string{"A observed 10", "moby/" + idB + " observed 20"},
+		},
+		"of another namespace, with the id of a pod's": {
+			"v2", map[string][]int{"kubepods/podx/" + idA: {10}, "evil/x": {30}},
+			[]drift.Container{A, {ID: "evil/" + idA, RuntimeID: idA, InitPID: 30, CgroupPath: "/evil/x"}},
+			[]string{"A observed 10", "evil/" + idA + " observed 30"},
+		},
 		"cgroupfs on v1, in the hierarchy pids": {
 			"v1", map[string][]int{"pids/kubepods/podx/" + idA: {11, 10, 11}, "cpu/kubepods/podx/" + idA: {10, 11, 12}},
 			[]drift.Container{at(A, "/kubepods/podx/"+idA)}, []string{"A observed 10 11"},
@@ -756,5 +765,79 @@ func TestNoProc(t *testing.T) {
 	}
 	if _, err := fs.Process(1); !errors.Is(err, os.ErrNotExist) || errors.Is(err, proc.ErrVanished) {
 		t.Errorf("process: %v", err)
+	}
+}
+
+// TestMonitorsAlone: what is named like a monitor's scope and is none is an ordinary
+// cgroup; in a monitor's scope, processes of the node's own pid namespace belong to none
+// and all others are told.
+func TestMonitorsAlone(t *testing.T) {
+	const pod = "kubepods/podx/"
+	A := drift.Container{ID: idA, InitPID: 10, CgroupPath: "/" + pod + idA}
+	for name, row := range map[string]struct {
+		dir  string
+		host bool // the process is in the node's own pid namespace
+		want []string
+	}{
+		"conmon in its scope":                       {pod + "crio-conmon-" + idA + ".scope", true, nil},
+		"conmon in its cgroup without a scope":      {pod + "crio-conmon-" + idA, true, nil},
+		"Podman's":                                  {pod + "libpod-conmon-" + idA + ".scope", true, nil},
+		"a container's process in a monitor's":      {pod + "crio-conmon-" + idA + ".scope", false, []string{"/" + pod + "crio-conmon-" + idA + ".scope observed 20"}},
+		"below a monitor's":                         {pod + "crio-conmon-" + idA + ".scope/x", true, []string{"/" + pod + "crio-conmon-" + idA + ".scope/x observed 20"}},
+		"named after no container":                  {pod + "crio-conmon-x.scope", true, []string{"/" + pod + "crio-conmon-x.scope observed 20"}},
+		"an id that is too short":                   {pod + "crio-conmon-" + idA[1:], true, []string{"/" + pod + "crio-conmon-" + idA[1:] + " observed 20"}},
+		"with conmon in the middle of its name":     {pod + "x-conmon-" + idB, true, []string{"B observed 20"}},
+		"with conmon in the middle and no id":       {pod + "my-conmon-x", true, []string{"/" + pod + "my-conmon-x observed 20"}},
+		"named like a monitor's within a container": {pod + idA + "/crio-conmon-" + idB + ".scope", true, []string{"A observed 10 20"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := draw(t, "v2")
+			p.cgroup(pod+idA, 10)
+			p.cgroup(row.dir, 20)
+			p.process(10, "default", "/"+pod+idA)
+			p.process(20, "default", "/"+row.dir)
+			if row.host {
+				p.edit("proc/20/status", "NSpid:\t20\t1\n", "NSpid:\t20\n")
+			}
+			want := row.want
+			if len(want) == 0 || !strings.HasPrefix(want[0], "A ") {
+				want = append([]string{"A observed 10"}, want...)
+			}
+			if got := tell(p.sweep(proc.Options{}, A)); !slices.Equal(got, want) {
+				t.Errorf("got  %q\nwant %q", got, want)
+			}
+		})
+	}
+}
+
+// TestNamedHierarchies: processes are looked up in the hierarchy that is mounted, whatever
+// other hierarchies are called.
+func TestNamedHierarchies(t *testing.T) {
+	for name, row := range map[string]struct {
+		directory, told string
+		want            string // how the stray's container is found
+	}{
+		"a named one called pids, beside the controller": {"pids", "13:name=pids:/forged\n8:pids:/y\n0::/\n", "/y observed 20"},
+		"a directory called pids with a named one in it": {"pids", "13:name=pids:/y\n0::/\n", "/y observed 20"},
+		"two controllers in one hierarchy":               {"cpu,cpuacct", "4:cpu,cpuacct:/y\n0::/\n", "/y observed 20"},
+		"a directory that ends like a removed one":       {"unified", "0::/x (deleted)\n", "/x (deleted) observed 20"},
+		"a removed one":           {"unified", "0::/y (deleted)\n", "/y observed 20"},
+		"a directory with colons": {"pids", "8:pids:/x:y:z\n0::/\n", "/x:y:z observed 20"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := draw(t, "")
+			p.cgroup(row.directory, 1)
+			p.cgroup(row.directory+"/x (deleted)", 1)
+			p.cgroup(row.directory+"/x/"+idA, 10)
+			p.process(10, "default", "/")
+			p.process(20, "default", "/")
+			for _, pid := range []int{1, 20} {
+				p.write(fmt.Sprintf("proc/%d/cgroup", pid), row.told)
+			}
+			got := tell(p.sweep(proc.Options{}, drift.Container{ID: idA, CgroupPath: "/x/" + idA}))
+			if want := []string{"A observed 10", row.want}; !slices.Equal(got, want) {
+				t.Errorf("got  %q\nwant %q", got, want)
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +40,8 @@ type tree struct {
 // hierarchy is one hierarchy of cgroups: below its own directory on v1 and
 // hybrid, the whole tree on v2.
 type hierarchy struct {
-	directory  string // "" on v2
-	controller string // what /proc/PID/cgroup calls it, "" for the unified one
+	directory string // "" on v2
+	field     string // what /proc/PID/cgroup calls it, as in [parseCgroup]
 }
 
 // openTree opens the tree and finds its mode by its looks: cgroup.controllers is
@@ -52,7 +53,11 @@ type hierarchy struct {
 // those that every runtime makes, systemd has one that only names. On hybrid
 // runtimes limit by the v1 controllers and may leave the unified part alone, so
 // that comes last.
-func openTree(root string) (*tree, error) {
+//
+// A directory's name alone does not tell which hierarchy is mounted there: one that
+// has only a name may be called "pids". told, any process's /proc/PID/cgroup, says
+// which hierarchies the kernel has; it is empty where it could not be read.
+func openTree(root string, told []byte) (*tree, error) {
 	fd, err := openDirectory(root)
 	if err != nil {
 		return nil, err
@@ -68,15 +73,15 @@ func openTree(root string) (*tree, error) {
 		return nil, fmt.Errorf("listing %s: %w", root, err)
 	}
 	names = slices.DeleteFunc(names, func(name string) bool { return !t.exists(name + "/cgroup.procs") })
-	slices.SortStableFunc(names, func(a, b string) int { return preference(a) - preference(b) })
 	t.mode = modeV1
 	for _, name := range names {
-		h := hierarchy{directory: name, controller: name}
-		if name == "unified" {
-			t.mode, h.controller = modeHybrid, ""
+		h := hierarchy{directory: name, field: fieldOf(name, told)}
+		if h.field == "" {
+			t.mode = modeHybrid
 		}
 		t.hierarchies = append(t.hierarchies, h)
 	}
+	slices.SortStableFunc(t.hierarchies, func(a, b hierarchy) int { return preference(a.field) - preference(b.field) })
 	if len(t.hierarchies) == 0 {
 		t.close()
 		return nil, fmt.Errorf("%s holds no cgroup hierarchy: mount the node's there", root)
@@ -84,12 +89,42 @@ func openTree(root string) (*tree, error) {
 	return t, nil
 }
 
-func preference(directory string) int {
-	order := []string{"pids", "memory", "systemd", "", "unified"}
-	if at := slices.Index(order, directory); at >= 0 {
+// fieldOf returns how /proc/PID/cgroup names the hierarchy in a directory: by the first
+// controller of "cpu,cpuacct", or by its name where it has nothing else. The kernel
+// lists every controller in at most one hierarchy, so one that it lists is not merely
+// a name.
+func fieldOf(directory string, told []byte) string {
+	const onlyNamed = "systemd"
+	controller, _, _ := strings.Cut(directory, ",")
+	_, controls := parseCgroup(told, controller)
+	_, names := parseCgroup(told, "name="+directory)
+	switch {
+	case directory == "unified":
+		return ""
+	case !controls && (names || directory == onlyNamed):
+		return "name=" + directory
+	}
+	return controller
+}
+
+// hierarchies returns the /proc/PID/cgroup of some process, which lists every
+// hierarchy of the kernel; nothing where it cannot be read. The bytes are the reader's
+// until its next call.
+func (r *reader) hierarchies() []byte {
+	for _, process := range []string{"self", "1"} {
+		if text, err := r.file(r.proc, process+"/cgroup"); err == nil {
+			return text
+		}
+	}
+	return nil
+}
+
+func preference(field string) int {
+	order := []string{"pids", "memory", "name=systemd", "another", ""}
+	if at := slices.Index(order, field); at >= 0 {
 		return at
 	}
-	return slices.Index(order, "")
+	return slices.Index(order, "another")
 }
 
 func (t *tree) close() { unix.Close(t.fd) }
@@ -178,8 +213,13 @@ func (r *reader) members(t *tree, h hierarchy, dir string, list []int) (pids []i
 		var tids []int
 		tids, zeros, err = r.procs(t.fd, path.Join(h.at(dir), "cgroup.threads"), nil)
 		pids = list
+		r.spent(0)
 		for _, tid := range tids {
+			if r.threaded >= threadedTime {
+				return pids, zeros, fmt.Errorf("the threaded cgroup %s: asking its threads for their process takes more than %v of processor time", printable(dir), threadedTime)
+			}
 			text, err := r.file(r.proc, r.of(tid, "status"))
+			r.threaded += r.spent(tid)
 			if err != nil {
 				continue // ended
 			}
@@ -193,6 +233,10 @@ func (r *reader) members(t *tree, h hierarchy, dir string, list []int) (pids []i
 	}
 	return pids, zeros, nil
 }
+
+// threadedTime bounds how long the threads in a container's threaded cgroups are asked
+// for their process.
+const threadedTime = 20 * time.Millisecond
 
 // procs reads a list of pids of whatever length.
 func (r *reader) procs(tree int, file string, list []int) (pids []int, zeros int, err error) {

@@ -59,7 +59,8 @@ func TestMetrics(t *testing.T) {
 				TakenAt: now.Add(-5 * time.Second), DurationMs: 20,
 				Coverage: drift.Coverage{Containers: drift.ContainerCoverage{Running: 2, Observed: 2}, Limits: []drift.Limit{{Blind: true}}},
 				Findings: []drift.Finding{
-					{Kind: drift.BoundingExcess, Severity: drift.Critical}, {Kind: drift.BoundingExcess, Severity: drift.Critical},
+					{Kind: drift.BoundingExcess, Severity: drift.Critical, Incident: "a"}, {Kind: drift.BoundingExcess, Severity: drift.Critical},
+					{Kind: drift.NNPMissing, Severity: drift.High, Incident: "a"}, {Kind: drift.NNPMissing, Severity: drift.High, Incident: "b"},
 					{Kind: drift.BoundingExcess, Severity: drift.Critical, Exception: "debugging"}, {Kind: drift.PolicyViolation, Severity: drift.Low},
 				},
 			},
@@ -81,6 +82,8 @@ func TestMetrics(t *testing.T) {
 	text := scrape(m)
 	for _, want := range []string{
 		"capdrift_ready 1", `capdrift_containers{observation="observed"} 2`, `capdrift_findings{kind="bounding_excess",severity="critical"} 2`,
+		`capdrift_incidents{severity="critical"} 2`, `capdrift_incidents{severity="high"} 1`, `capdrift_incidents{severity="low"} 1`,
+		`capdrift_incidents{severity="medium"} 0`, `capdrift_findings{kind="nnp_missing",severity="high"} 2`,
 		"capdrift_coverage_complete 0", `capdrift_coverage_limits{blind="true"} 1`, `capdrift_coverage_limits{blind="false"} 0`,
 		"capdrift_look_age_seconds 5", "capdrift_look_duration_seconds 0.02", `capdrift_component_healthy{component="runtime"} 0`,
 		`capdrift_component_healthy{component="proc"} 1`, "capdrift_changes_sequence 9", "capdrift_journal_records 3", "capdrift_journal_bytes 4096",

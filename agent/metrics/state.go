@@ -22,6 +22,7 @@ var (
 	processes   = describe("capdrift_processes", "Processes of containers, by how much of them is seen.", "observation")
 	findings    = describe("capdrift_findings", "Findings that are open, and that no exception accepts.", "kind", "severity")
 	accepted    = describe("capdrift_findings_accepted", "Findings that are open, and that an exception accepts.", "kind", "severity")
+	incidents   = describe("capdrift_incidents", "Incidents that are open, by the worst of their findings that no exception accepts; a finding that stands alone is one.", "severity")
 	complete    = describe("capdrift_coverage_complete", "1 when nothing that runs is left unseen.")
 	limits      = describe("capdrift_coverage_limits", "What is not seen (blind) or judged by a weaker means.", "blind")
 	age         = describe("capdrift_look_age_seconds", "Time since the node was looked at as a whole.")
@@ -47,7 +48,7 @@ var suspicious = []drift.Kind{
 
 // Describe implements prometheus.Collector.
 func (s state) Describe(to chan<- *prometheus.Desc) {
-	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, unconfirmed, sequence, records, stored, lost} {
+	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, incidents, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, unconfirmed, sequence, records, stored, lost} {
 		to <- one
 	}
 }
@@ -101,6 +102,15 @@ func (s state) Collect(to chan<- prometheus.Metric) {
 		for which, n := range counts {
 			gauge(what, float64(n), string(which.kind), which.severity.String())
 		}
+	}
+	worst := make(map[drift.Severity]int)
+	for _, incident := range drift.Incidents(report.Findings) {
+		if finding := incident.Worst(); finding.Exception == "" {
+			worst[finding.Severity]++
+		}
+	}
+	for _, severity := range drift.Severities() { // zero is told too
+		gauge(incidents, float64(worst[severity]), severity.String())
 	}
 	gauge(complete, number(cover.Complete))
 	blind := map[bool]int{true: 0, false: 0}

@@ -87,6 +87,15 @@ func TestAbsentIsNotZero(t *testing.T) {
 	if _, err := rpc.FromProtoReport(&v1.Look{}, nil, nil); err == nil {
 		t.Error("a report without a node was taken")
 	}
+	old := whole()
+	old.Processes[0].Uids, old.Processes[1].Uids = nil, &v1.UserIds{}
+	if c, err := rpc.FromProtoContainer(old); err != nil || !c.Processes[0].UIDs.Untold || c.Processes[1].UIDs != (drift.UIDs{}) {
+		t.Errorf("an agent that tells no uids has told root's: %+v, %v", c.Processes[0].UIDs, err)
+	}
+	secret, err := proto.Marshal(rpc.ToProtoFinding(drift.Finding{Evidence: &drift.Evidence{Arguments: []string{"--password", "hunter2"}}}))
+	if err != nil || strings.Contains(string(secret), "hunter2") {
+		t.Errorf("arguments are on the wire: %q, %v", secret, err)
+	}
 	later := whole()
 	later.Observation = 77
 	if c, err := rpc.FromProtoContainer(later); err != nil || c.Observation != "77" {

@@ -247,7 +247,7 @@ func (g gather) observation() drift.Observation {
 
 func (g gather) process(pid int) drift.Process {
 	p := drift.Process{
-		PID: pid, StartTime: g.Uint64(), ParentPID: g.IntN(1 << 22), Name: g.comm(), State: pick(g, "S", "R", "Z"), UID: g.Uint32(),
+		PID: pid, StartTime: g.Uint64(), ParentPID: g.IntN(1 << 22), Name: g.comm(), State: pick(g, "S", "R", "Z"), UID: g.Uint32(), UIDs: g.uids(),
 		ContainerUID: maybe(g, g.Uint32()), NoNewPrivileges: maybe(g, g.truth()), Seccomp: maybe(g, g.IntN(3)),
 		UserNamespace: drift.UserNamespace{
 			Relation: pick(g, drift.RelationSame, drift.RelationChild, drift.RelationInitial, drift.RelationUnknown),
@@ -262,14 +262,28 @@ func (g gather) process(pid int) drift.Process {
 }
 
 func (g gather) thread(tid int) drift.Thread {
-	return drift.Thread{TID: tid, Name: g.comm(), UID: g.Uint32(), NoNewPrivileges: maybe(g, g.truth()), Seccomp: maybe(g, g.IntN(3)), Caps: g.sets()}
+	return drift.Thread{TID: tid, Name: g.comm(), UID: g.Uint32(), UIDs: g.uids(), NoNewPrivileges: maybe(g, g.truth()), Seccomp: maybe(g, g.IntN(3)), Caps: g.sets()}
+}
+
+func (g gather) uids() drift.UIDs {
+	return pick(g, drift.UIDs{Untold: true}, drift.UIDs{Real: g.Uint32(), Effective: g.Uint32(), Saved: g.Uint32(), FileSystem: g.Uint32()})
+}
+
+func (g gather) time() time.Time { return time.Unix(g.Int64N(1<<32)+1, 5).UTC() }
+
+func (g gather) evidence() *drift.Evidence {
+	return maybe(g, drift.Evidence{
+		StartedAt: maybe(g, g.time()), PID: g.IntN(3), ContainerPID: g.IntN(3), Cgroup: g.word(), Executable: g.word(),
+		ExecutableSHA256: g.word(), ExecutableUnreadable: g.word(),
+		Parent: maybe(g, drift.EvidenceParent{PID: g.IntN(3), Name: g.word(), StartedAt: maybe(g, g.time()), ContainerID: g.word(), Outside: g.truth()}),
+	})
 }
 
 func (g gather) container(id string, processes int) drift.Container {
 	c := drift.Container{
 		ID: id, Name: g.word(), Image: g.word(), Pod: g.pod(), RuntimeHandler: g.word(), Sandbox: g.truth(), Managed: maybe(g, g.truth()),
 		Origin: g.word(), Observation: g.observation(), Reason: g.word(), Processes: []drift.Process{}, InitPID: g.IntN(3),
-		Created: pick(g, time.Time{}, time.Unix(g.Int64N(1<<32), 5).UTC()), Labels: pick(g, nil, g.words()),
+		Created: pick(g, time.Time{}, time.Unix(g.Int64N(1<<32), 5).UTC()), Labels: pick(g, nil, g.words()), Ended: g.truth(),
 	}
 	c.Declared = drift.Declared{
 		Pod: maybe(g, drift.PodSecurity{
@@ -300,6 +314,7 @@ func (g gather) finding(id string) drift.Finding {
 		From: layer(), Layer: layer(), Cause: pick(g, "", drift.CausePrefix), RuntimeHandler: g.word(), ContainerID: g.word(), Container: g.word(),
 		Pod: g.pod(), PID: g.IntN(3), TID: g.IntN(3), Set: pick(g, "", "bounding"), Capabilities: g.set(), Message: g.word(), Remedy: g.word(), Paste: g.word(),
 		Rule: g.word(), Declared: pick(g, "", "pass", "fail"), Actual: pick(g, "", "unknown", "not_applicable"), Exception: pick(g, "", g.word()),
+		Incident: pick(g, "", g.word()), StartTime: pick(g, 0, g.Uint64()), Processes: g.IntN(3), Evidence: g.evidence(),
 	}
 }
 
@@ -307,7 +322,7 @@ func (g gather) report(containers, findings int) drift.Report {
 	n := func() int { return g.IntN(1000) }
 	r := drift.Report{
 		Schema:  drift.Schema,
-		Node:    drift.Node{Name: g.word(), BootID: g.word(), Kernel: g.word(), CapLastCap: capdecode.Cap(g.IntN(64)), CgroupMode: pick(g, "v1", "hybrid", "v2")},
+		Node:    drift.Node{Name: g.word(), BootID: g.word(), Kernel: g.word(), CapLastCap: capdecode.Cap(g.IntN(64)), CgroupMode: pick(g, "v1", "hybrid", "v2"), BootTime: pick(g, time.Time{}, g.time())},
 		Runtime: maybe(g, drift.Runtime{Name: g.word(), Version: g.word(), Endpoint: g.word()}),
 		TakenAt: time.Unix(1_700_000_000+g.Int64N(1<<20), g.Int64N(1e9)).UTC(), DurationMs: g.Int64N(1 << 30),
 		Coverage: drift.Coverage{

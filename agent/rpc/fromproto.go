@@ -27,7 +27,7 @@ func FromProtoReport(look *v1.Look, containers []*v1.Container, findings []*v1.F
 		Schema: drift.Schema,
 		Node: drift.Node{
 			Name: look.Node.Name, BootID: look.Node.BootId, Kernel: look.Node.Kernel,
-			CapLastCap: capdecode.Cap(look.Node.CapLastCap), CgroupMode: look.Node.CgroupMode,
+			CapLastCap: capdecode.Cap(look.Node.CapLastCap), CgroupMode: look.Node.CgroupMode, BootTime: when(look.Node.BootTime),
 		},
 		TakenAt:    when(look.TakenAt),
 		DurationMs: look.Duration.AsDuration().Milliseconds(),
@@ -127,7 +127,7 @@ func FromProtoContainer(m *v1.Container) (drift.Container, error) {
 	container := drift.Container{
 		ID: m.Id, Name: m.Name, Image: m.Image, Pod: fromPod(m.Pod), RuntimeHandler: m.RuntimeHandler, Sandbox: m.Sandbox,
 		Managed: m.Managed, Origin: m.Origin, Observation: observation, Reason: m.Reason, Processes: []drift.Process{},
-		InitPID: int(m.GetInitPid()), Created: when(m.CreatedAt),
+		InitPID: int(m.GetInitPid()), Created: when(m.CreatedAt), Ended: m.Ended,
 	}
 	container.Declared.Privileged = m.Declared.Privileged
 	if m.Labels != nil {
@@ -193,7 +193,7 @@ func fromProcess(m *v1.Process) (drift.Process, error) {
 	}
 	process := drift.Process{
 		PID: int(m.Pid), StartTime: m.StartTime, ParentPID: int(m.ParentPid), Name: name(m.Name, m.RawName), State: m.State,
-		UID: m.Uid, ContainerUID: m.ContainerUid, NoNewPrivileges: m.NoNewPrivileges,
+		UID: m.Uid, UIDs: fromUIDs(m.Uids), ContainerUID: m.ContainerUid, NoNewPrivileges: m.NoNewPrivileges,
 		UserNamespace: drift.UserNamespace{Relation: fromRelation(m.UserNamespace.GetRelation()), Inode: m.UserNamespace.GetInode()},
 		Caps:          sets, Observation: observation, ThreadCount: int(m.ThreadCount), Seccomp: fromMode(m.Seccomp),
 	}
@@ -203,10 +203,18 @@ func fromProcess(m *v1.Process) (drift.Process, error) {
 			return drift.Process{}, fmt.Errorf("thread %d: %w", t.GetTid(), err)
 		}
 		process.Threads = append(process.Threads, drift.Thread{
-			TID: int(t.Tid), Name: name(t.Name, t.RawName), UID: t.Uid, NoNewPrivileges: t.NoNewPrivileges, Seccomp: fromMode(t.Seccomp), Caps: sets,
+			TID: int(t.Tid), Name: name(t.Name, t.RawName), UID: t.Uid, UIDs: fromUIDs(t.Uids),
+			NoNewPrivileges: t.NoNewPrivileges, Seccomp: fromMode(t.Seccomp), Caps: sets,
 		})
 	}
 	return process, nil
+}
+
+func fromUIDs(m *v1.UserIds) drift.UIDs {
+	if m == nil {
+		return drift.UIDs{Untold: true}
+	}
+	return drift.UIDs{Real: m.Real, Effective: m.Effective, Saved: m.Saved, FileSystem: m.Filesystem}
 }
 
 func fromMode(seccomp *int32) *int {
@@ -231,7 +239,22 @@ func FromProtoFinding(m *v1.Finding) (drift.Finding, error) {
 		PID: int(m.GetPid()), TID: int(m.GetTid()), Set: m.Set, Capabilities: capdecode.Set(m.Capabilities.Bits),
 		Message: m.Message, Remedy: m.Remedy, Paste: m.Paste,
 		Rule: m.Rule, Declared: m.Declared, Actual: m.Actual, Exception: m.Exception,
+		Incident: m.Incident, StartTime: m.GetStartTime(), Processes: int(m.Processes), Evidence: fromEvidence(m.Evidence),
 	}, nil
+}
+
+func fromEvidence(m *v1.Evidence) *drift.Evidence {
+	if m == nil {
+		return nil
+	}
+	e := &drift.Evidence{
+		StartedAt: maybeWhen(m.StartedAt), PID: int(m.Pid), ContainerPID: int(m.GetContainerPid()), Cgroup: m.Cgroup,
+		Executable: m.Executable, ExecutableSHA256: m.ExecutableSha256, ExecutableUnreadable: m.ExecutableUnreadable,
+	}
+	if p := m.Parent; p != nil {
+		e.Parent = &drift.EvidenceParent{PID: int(p.Pid), Name: p.Name, StartedAt: maybeWhen(p.StartedAt), ContainerID: p.ContainerId, Outside: p.Outside}
+	}
+	return e
 }
 
 // FromProtoPolicy is the policy of a message; nil for none.
@@ -319,4 +342,11 @@ func when(m *timestamppb.Timestamp) time.Time {
 		return time.Time{}
 	}
 	return m.AsTime()
+}
+
+func maybeWhen(m *timestamppb.Timestamp) *time.Time {
+	if t := when(m); !t.IsZero() {
+		return &t
+	}
+	return nil
 }

@@ -52,7 +52,7 @@ func ToProtoLook(r drift.Report) *v1.Look {
 	look := &v1.Look{
 		Node: &v1.Node{
 			Name: text(r.Node.Name), BootId: text(r.Node.BootID), Kernel: text(r.Node.Kernel),
-			CapLastCap: uint32(r.Node.CapLastCap), CgroupMode: text(r.Node.CgroupMode),
+			CapLastCap: uint32(r.Node.CapLastCap), CgroupMode: text(r.Node.CgroupMode), BootTime: moment(r.Node.BootTime),
 		},
 		TakenAt:  moment(r.TakenAt),
 		Duration: durationpb.New(time.Duration(r.DurationMs) * time.Millisecond),
@@ -105,7 +105,7 @@ func headOf(c drift.Container) *v1.Container {
 		Sandbox: c.Sandbox, Managed: c.Managed, Origin: text(c.Origin),
 		Observation: observations[c.Observation], Reason: text(c.Reason),
 		Declared: &v1.Declared{Oci: toOCI(c.Declared.OCI), Bundle: toOCI(c.Declared.Bundle), Privileged: c.Declared.Privileged}, ProcessCount: count(len(c.Processes)),
-		CreatedAt: moment(c.Created), InitPid: known(c.InitPID),
+		CreatedAt: moment(c.Created), InitPid: known(c.InitPID), Ended: c.Ended,
 	}
 	if c.Labels != nil {
 		container.Labels = &v1.Labels{Labels: texts(c.Labels)}
@@ -148,7 +148,7 @@ func processHead(p drift.Process) *v1.Process {
 		State: text(p.State), Uid: p.UID, ContainerUid: p.ContainerUID, NoNewPrivileges: p.NoNewPrivileges,
 		UserNamespace: &v1.UserNamespace{Relation: relations[p.UserNamespace.Relation]},
 		Capabilities:  toSets(p.Caps), Observation: observations[p.Observation], ThreadCount: count(p.ThreadCount),
-		Seccomp: toMode(p.Seccomp),
+		Seccomp: toMode(p.Seccomp), Uids: toUIDs(p.UIDs),
 	}
 	if inode := p.UserNamespace.Inode; inode != 0 {
 		process.UserNamespace.Inode = &inode
@@ -159,8 +159,15 @@ func processHead(p drift.Process) *v1.Process {
 func toThread(t drift.Thread) *v1.Thread {
 	return &v1.Thread{
 		Tid: number(t.TID), Name: text(t.Name), RawName: raw(t.Name), Uid: t.UID, NoNewPrivileges: t.NoNewPrivileges, Capabilities: toSets(t.Caps),
-		Seccomp: toMode(t.Seccomp),
+		Seccomp: toMode(t.Seccomp), Uids: toUIDs(t.UIDs),
 	}
+}
+
+func toUIDs(u drift.UIDs) *v1.UserIds {
+	if u.Untold {
+		return nil
+	}
+	return &v1.UserIds{Real: u.Real, Effective: u.Effective, Saved: u.Saved, Filesystem: u.FileSystem}
 }
 
 func toMode(seccomp *int) *int32 {
@@ -178,7 +185,25 @@ func ToProtoFinding(f drift.Finding) *v1.Finding {
 		Pod: toPod(f.Pod), Pid: known(f.PID), Tid: known(f.TID), Set: text(f.Set), Capabilities: toSet(f.Capabilities),
 		Message: text(f.Message), Remedy: text(f.Remedy), Paste: text(f.Paste),
 		Rule: text(f.Rule), Declared: text(f.Declared), Actual: text(f.Actual), Exception: text(f.Exception),
+		Incident: text(f.Incident), StartTime: knownTicks(f.StartTime), Processes: count(f.Processes), Evidence: toEvidence(f.Evidence),
 	}
+}
+
+// toEvidence leaves out the arguments: they may hold secrets, and no agent tells them.
+func toEvidence(e *drift.Evidence) *v1.Evidence {
+	if e == nil {
+		return nil
+	}
+	message := &v1.Evidence{
+		StartedAt: maybeMoment(e.StartedAt), Pid: number(e.PID), ContainerPid: known(e.ContainerPID), Cgroup: text(e.Cgroup),
+		Executable: text(e.Executable), ExecutableSha256: text(e.ExecutableSHA256), ExecutableUnreadable: text(e.ExecutableUnreadable),
+	}
+	if p := e.Parent; p != nil {
+		message.Parent = &v1.EvidenceParent{
+			Pid: number(p.PID), Name: text(p.Name), StartedAt: maybeMoment(p.StartedAt), ContainerId: text(p.ContainerID), Outside: p.Outside,
+		}
+	}
+	return message
 }
 
 // ToProtoPolicy is a policy and its exceptions as a message; nil for none.
@@ -257,6 +282,13 @@ func moment(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
+func maybeMoment(t *time.Time) *timestamppb.Timestamp {
+	if t == nil {
+		return nil
+	}
+	return moment(*t)
+}
+
 // count and number hold what the kernel counts in 32 bits, or less.
 func count(n int) uint32 { return uint32(min(max(n, 0), math.MaxUint32)) }
 
@@ -269,4 +301,11 @@ func known(n int) *int32 {
 	}
 	v := number(n)
 	return &v
+}
+
+func knownTicks(n uint64) *uint64 {
+	if n == 0 {
+		return nil
+	}
+	return &n
 }

@@ -178,7 +178,8 @@ func firstOf(c drift.Container) *drift.Process {
 }
 
 func isNamed(c drift.Container, target string) bool {
-	if target == c.Name || len(target) >= 4 && strings.HasPrefix(c.ID, target) {
+	// A container of another namespace is also found by the id that its own tool shows.
+	if target == c.Name || len(target) >= 4 && (strings.HasPrefix(c.ID, target) || strings.HasPrefix(c.RuntimeID, target)) {
 		return true
 	}
 	return c.Pod != nil && slices.Contains([]string{c.Pod.Name + "/" + c.Name, c.Pod.Namespace + "/" + c.Pod.Name + "/" + c.Name, c.Pod.Name}, target)

@@ -218,7 +218,7 @@ func (o *scanOptions) keep(c drift.Container) (drift.Container, bool) {
 	if o.namespace != "" && (c.Pod == nil || c.Pod.Namespace != o.namespace) {
 		return c, false
 	}
-	if o.container != "" && c.Name != o.container && !strings.HasPrefix(c.ID, o.container) {
+	if o.container != "" && c.Name != o.container && !strings.HasPrefix(c.ID, o.container) && !strings.HasPrefix(c.RuntimeID, o.container) {
 		return c, false
 	}
 	if o.pid != 0 {

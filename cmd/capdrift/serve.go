@@ -82,7 +82,7 @@ func (d *dialing) hints(ctx context.Context, to chan<- drift.RuntimeEvent) error
 			continue // that nothing is told: the cadences are the truth all the same
 		}
 		select {
-		case to <- drift.RuntimeEvent{Kind: kind, ContainerID: event.ContainerID, PID: event.PID}:
+		case to <- drift.RuntimeEvent{Kind: kind, ContainerID: cri.InventoryID(event.Namespace, event.ContainerID), PID: event.PID}:
 		case <-ctx.Done():
 			return nil
 		}

@@ -183,8 +183,8 @@ func podOf(pod *drift.Pod) string {
 }
 
 func shortID(id string) string {
-	if len(id) == 64 {
-		id = id[:12]
+	if at := strings.LastIndexByte(id, '/') + 1; len(id)-at == 64 { // after its namespace
+		id = id[:at+12]
 	}
 	return printable(id)
 }

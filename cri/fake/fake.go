@@ -8,8 +8,10 @@
 package fake
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path"
@@ -22,10 +24,13 @@ import (
 	events "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/task"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -43,6 +48,8 @@ type Node struct {
 	Config     string             // in a verbose Status; empty: none is given
 	Tasks      map[string][]*Task // by containerd namespace; nil: containerd's API is not served
 	PodEvents  bool               // GetContainerEvents tells events, as CRI-O with enable_pod_events does
+	MaxSend    int                // bytes of an answer as it is sent, 16 MiB on containerd; 0: any
+	NoGzip     bool               // it cannot unpack a question in gzip
 
 	// Before is called, when set, before each call is answered, with the method's
 	// short name ("ContainerStatus"). Its error is the answer.
@@ -72,6 +79,9 @@ type Task struct {
 	Runtime string
 	Labels  map[string]string
 	Spec    string // the OCI spec as JSON; empty: none is stored
+	// Metadata is what the CRI's plugin keeps with it, as JSON; empty: nothing.
+	Metadata string
+	Binary   string // the OCI runtime among the shim's options; empty: there are none
 }
 
 // Hang makes the named calls wait until the caller gives up.
@@ -133,6 +143,8 @@ func Start(node *Node, socket string) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.UnaryInterceptor(s.intercept),
 		grpc.UnknownServiceHandler(s.unknown),
+		grpc.MaxSendMsgSize(cmp.Or(node.MaxSend, math.MaxInt32)),
+		grpc.StatsHandler(packing{}),
 	)
 	if node.APIVersion != "v1alpha2" {
 		runtimeapi.RegisterRuntimeServiceServer(s.grpc, criService{fake: s})
@@ -234,11 +246,35 @@ func short(full string) string {
 }
 
 func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	s.mu.Lock()
+	noGzip := s.node.NoGzip
+	s.mu.Unlock()
+	if how, _ := ctx.Value(packing{}).(*string); noGzip && how != nil && *how == gzip.Name {
+		return nil, status.Error(codes.Unimplemented, `grpc: Decompressor is not installed for grpc-encoding "gzip"`)
+	}
 	if err := s.note(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return handler(ctx, request)
 }
+
+// packing keeps with each call how its question was packed.
+type packing struct{}
+
+func (packing) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
+	return context.WithValue(ctx, packing{}, new(string))
+}
+
+func (packing) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	if header, ok := s.(*stats.InHeader); ok {
+		if how, ok := ctx.Value(packing{}).(*string); ok {
+			*how = header.Compression
+		}
+	}
+}
+
+func (packing) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (packing) HandleConn(context.Context, stats.ConnStats)                       {}
 
 func (s *Server) unknown(_ any, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
@@ -378,6 +414,21 @@ func (s taskService) List(ctx context.Context, _ *tasks.ListTasksRequest) (*task
 	return answer, nil
 }
 
+func (s taskService) Get(ctx context.Context, request *tasks.GetRequest) (*tasks.GetResponse, error) {
+	namespace, err := namespaceOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.fake.mu.Lock()
+	defer s.fake.mu.Unlock()
+	for _, t := range s.fake.node.Tasks[namespace] {
+		if t.ID == request.GetContainerID() {
+			return &tasks.GetResponse{Process: &task.Process{ID: t.ID, Pid: t.PID, Status: t.Status}}, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "no running task found: task %s not found", request.GetContainerID())
+}
+
 type containerService struct {
 	containers.UnimplementedContainersServer
 	fake *Server
@@ -397,6 +448,18 @@ func (s containerService) Get(ctx context.Context, request *containers.GetContai
 		container := &containers.Container{ID: t.ID, Labels: t.Labels, Image: t.Image, Runtime: &containers.Container_Runtime{Name: t.Runtime}}
 		if t.Spec != "" {
 			container.Spec = &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: []byte(t.Spec)}
+		}
+		if t.Metadata != "" {
+			container.Extensions = map[string]*anypb.Any{"io.cri-containerd.container.metadata": {
+				TypeUrl: "github.com/containerd/cri/pkg/store/container/Metadata", Value: []byte(t.Metadata),
+			}}
+		}
+		if t.Binary != "" {
+			packed, err := proto.Marshal(&options.Options{BinaryName: t.Binary})
+			if err != nil {
+				return nil, err
+			}
+			container.Runtime.Options = &anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: packed}
 		}
 		return &containers.GetContainerResponse{Container: container}, nil
 	}

@@ -37,14 +37,36 @@ func Load(dir string) (*Node, error) {
 		return nil, err
 	}
 	for _, one := range cases {
+		if !one.IsDir() {
+			continue
+		}
 		if err := node.load(filepath.Join(dir, one.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
+	}
+	if err := node.configure(filepath.Join(dir, "runtime-status.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
 	if len(node.Containers) == 0 {
 		return nil, fmt.Errorf("%s: no captured containers", dir)
 	}
 	return node, nil
+}
+
+// configure takes the runtime's configuration as a verbose Status tells it.
+func (n *Node) configure(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var status struct {
+		Config json.RawMessage `json:"config"`
+	}
+	if err := json.Unmarshal(text, &status); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	n.Config = string(status.Config)
+	return nil
 }
 
 func (n *Node) load(dir string) error {

@@ -587,7 +587,7 @@ func (x UserNamespace_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UserNamespace_Relation.Descriptor instead.
 func (UserNamespace_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48, 0}
 }
 
 // GetNodeRequest asks for the node.
@@ -1911,7 +1911,7 @@ type FindingChange struct {
 	Finding *Finding `protobuf:"bytes,2,opt,name=finding,proto3" json:"finding,omitempty"`
 	// Why it was resolved: "ended" (its process or container is gone), "explained"
 	// (another look finds that it is not so), "boot", "policy" (its rule is not one of the
-	// policy any more); empty unless it was.
+	// policy any more), "unknown" (nobody looked when it went); empty unless it was.
 	Resolved      string `protobuf:"bytes,3,opt,name=resolved,proto3" json:"resolved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2588,7 +2588,9 @@ type Node struct {
 	// The highest capability that the kernel knows, /proc/sys/kernel/cap_last_cap.
 	CapLastCap uint32 `protobuf:"varint,4,opt,name=cap_last_cap,json=capLastCap,proto3" json:"cap_last_cap,omitempty"`
 	// "v1", "hybrid" or "v2".
-	CgroupMode    string `protobuf:"bytes,5,opt,name=cgroup_mode,json=cgroupMode,proto3" json:"cgroup_mode,omitempty"`
+	CgroupMode string `protobuf:"bytes,5,opt,name=cgroup_mode,json=cgroupMode,proto3" json:"cgroup_mode,omitempty"`
+	// When it was booted, by its clock, in whole seconds; absent when it is not known.
+	BootTime      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=boot_time,json=bootTime,proto3" json:"boot_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2656,6 +2658,13 @@ func (x *Node) GetCgroupMode() string {
 		return x.CgroupMode
 	}
 	return ""
+}
+
+func (x *Node) GetBootTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BootTime
+	}
+	return nil
 }
 
 // Runtime is the container runtime that answered.
@@ -3120,7 +3129,9 @@ type Container struct {
 	// because unknown is not no. Empty when the filter takes it.
 	Undecided string `protobuf:"bytes,17,opt,name=undecided,proto3" json:"undecided,omitempty"`
 	// Its pod's labels; absent where the runtime tells of none, or of more than are kept.
-	Labels        *Labels `protobuf:"bytes,18,opt,name=labels,proto3,oneof" json:"labels,omitempty"`
+	Labels *Labels `protobuf:"bytes,18,opt,name=labels,proto3,oneof" json:"labels,omitempty"`
+	// The runtime says that it runs no more, and processes are left in its cgroup.
+	Ended         bool `protobuf:"varint,19,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3279,6 +3290,13 @@ func (x *Container) GetLabels() *Labels {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Container) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 // Labels are those of a pod when it was started.
@@ -4074,7 +4092,9 @@ type Process struct {
 	// More of its threads follow: the first process of the container's next part has
 	// the same pid, and of everything else only threads; between pages the process
 	// may have ended, and another one come first.
-	More          bool `protobuf:"varint,16,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,16,opt,name=more,proto3" json:"more,omitempty"`
+	// All four of its uids; absent from an agent that does not tell them.
+	Uids          *UserIds `protobuf:"bytes,17,opt,name=uids,proto3" json:"uids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4221,6 +4241,87 @@ func (x *Process) GetMore() bool {
 	return false
 }
 
+func (x *Process) GetUids() *UserIds {
+	if x != nil {
+		return x.Uids
+	}
+	return nil
+}
+
+// UserIds are the four user ids of a thread, credentials(7), in the reader's user
+// namespace.
+type UserIds struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Real.
+	Real uint32 `protobuf:"varint,1,opt,name=real,proto3" json:"real,omitempty"`
+	// Effective.
+	Effective uint32 `protobuf:"varint,2,opt,name=effective,proto3" json:"effective,omitempty"`
+	// Saved set-user-ID.
+	Saved uint32 `protobuf:"varint,3,opt,name=saved,proto3" json:"saved,omitempty"`
+	// Of the file system.
+	Filesystem    uint32 `protobuf:"varint,4,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserIds) Reset() {
+	*x = UserIds{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserIds) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserIds) ProtoMessage() {}
+
+func (x *UserIds) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserIds.ProtoReflect.Descriptor instead.
+func (*UserIds) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *UserIds) GetReal() uint32 {
+	if x != nil {
+		return x.Real
+	}
+	return 0
+}
+
+func (x *UserIds) GetEffective() uint32 {
+	if x != nil {
+		return x.Effective
+	}
+	return 0
+}
+
+func (x *UserIds) GetSaved() uint32 {
+	if x != nil {
+		return x.Saved
+	}
+	return 0
+}
+
+func (x *UserIds) GetFilesystem() uint32 {
+	if x != nil {
+		return x.Filesystem
+	}
+	return 0
+}
+
 // Thread is a thread whose credentials are not its leader's.
 type Thread struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4237,14 +4338,16 @@ type Thread struct {
 	// Its capability sets.
 	Capabilities *CapabilitySets `protobuf:"bytes,6,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// Its seccomp mode: 0 off, 1 strict, 2 filter; absent where the kernel does not tell.
-	Seccomp       *int32 `protobuf:"varint,7,opt,name=seccomp,proto3,oneof" json:"seccomp,omitempty"`
+	Seccomp *int32 `protobuf:"varint,7,opt,name=seccomp,proto3,oneof" json:"seccomp,omitempty"`
+	// As a process's.
+	Uids          *UserIds `protobuf:"bytes,8,opt,name=uids,proto3" json:"uids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4256,7 +4359,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4269,7 +4372,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Thread) GetTid() int32 {
@@ -4321,6 +4424,13 @@ func (x *Thread) GetSeccomp() int32 {
 	return 0
 }
 
+func (x *Thread) GetUids() *UserIds {
+	if x != nil {
+		return x.Uids
+	}
+	return nil
+}
+
 // UserNamespace places a process's user namespace.
 type UserNamespace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4334,7 +4444,7 @@ type UserNamespace struct {
 
 func (x *UserNamespace) Reset() {
 	*x = UserNamespace{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4456,7 @@ func (x *UserNamespace) String() string {
 func (*UserNamespace) ProtoMessage() {}
 
 func (x *UserNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4469,7 @@ func (x *UserNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNamespace.ProtoReflect.Descriptor instead.
 func (*UserNamespace) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *UserNamespace) GetRelation() UserNamespace_Relation {
@@ -4429,14 +4539,25 @@ type Finding struct {
 	Actual string `protobuf:"bytes,21,opt,name=actual,proto3" json:"actual,omitempty"`
 	// The id of the exception that accepts the finding; empty where none does, and where
 	// the one that did has expired.
-	Exception     string `protobuf:"bytes,22,opt,name=exception,proto3" json:"exception,omitempty"`
+	Exception string `protobuf:"bytes,22,opt,name=exception,proto3" json:"exception,omitempty"`
+	// Shared by the findings of one container that have one cause, such as all that is
+	// found about one process; empty where a finding stands alone.
+	Incident string `protobuf:"bytes,23,opt,name=incident,proto3" json:"incident,omitempty"`
+	// The start time of the process, in clock ticks since the boot; absent when it is not
+	// about one.
+	StartTime *uint64 `protobuf:"varint,24,opt,name=start_time,json=startTime,proto3,oneof" json:"start_time,omitempty"`
+	// How many processes show it, of which the named one is the first; 0 when it is not
+	// told.
+	Processes uint32 `protobuf:"varint,25,opt,name=processes,proto3" json:"processes,omitempty"`
+	// What is known of the process; absent where it was not read.
+	Evidence      *Evidence `protobuf:"bytes,26,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4448,7 +4569,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4461,7 +4582,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Finding) GetId() string {
@@ -4616,6 +4737,227 @@ func (x *Finding) GetException() string {
 		return x.Exception
 	}
 	return ""
+}
+
+func (x *Finding) GetIncident() string {
+	if x != nil {
+		return x.Incident
+	}
+	return ""
+}
+
+func (x *Finding) GetStartTime() uint64 {
+	if x != nil && x.StartTime != nil {
+		return *x.StartTime
+	}
+	return 0
+}
+
+func (x *Finding) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *Finding) GetEvidence() *Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+// Evidence is what tells a process apart after it has ended.
+type Evidence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it started, by the node's clock; absent when that is not known.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Its id in the pid namespace of the /proc that was read.
+	Pid int32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Its id in its own pid namespace; absent when it is not told.
+	ContainerPid *int32 `protobuf:"varint,3,opt,name=container_pid,json=containerPid,proto3,oneof" json:"container_pid,omitempty"`
+	// Its cgroup, a path as in proc_pid_cgroup(5); empty when it was not read.
+	Cgroup string `protobuf:"bytes,4,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	// Its parent; absent when it is not visible, or was not read.
+	Parent *EvidenceParent `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"`
+	// The path of its program in its own mount namespace, /proc/PID/exe; empty when it
+	// may not be read.
+	Executable string `protobuf:"bytes,6,opt,name=executable,proto3" json:"executable,omitempty"`
+	// The SHA-256 of the program's file, in hex; empty when it was not read.
+	ExecutableSha256 string `protobuf:"bytes,7,opt,name=executable_sha256,json=executableSha256,proto3" json:"executable_sha256,omitempty"`
+	// Why one of the two is missing; empty when neither is.
+	ExecutableUnreadable string `protobuf:"bytes,8,opt,name=executable_unreadable,json=executableUnreadable,proto3" json:"executable_unreadable,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Evidence) Reset() {
+	*x = Evidence{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evidence) ProtoMessage() {}
+
+func (x *Evidence) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
+func (*Evidence) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Evidence) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Evidence) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Evidence) GetContainerPid() int32 {
+	if x != nil && x.ContainerPid != nil {
+		return *x.ContainerPid
+	}
+	return 0
+}
+
+func (x *Evidence) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *Evidence) GetParent() *EvidenceParent {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *Evidence) GetExecutable() string {
+	if x != nil {
+		return x.Executable
+	}
+	return ""
+}
+
+func (x *Evidence) GetExecutableSha256() string {
+	if x != nil {
+		return x.ExecutableSha256
+	}
+	return ""
+}
+
+func (x *Evidence) GetExecutableUnreadable() string {
+	if x != nil {
+		return x.ExecutableUnreadable
+	}
+	return ""
+}
+
+// EvidenceParent is the parent of a process. Where that had ended, it is the one that
+// adopted its children.
+type EvidenceParent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in the pid namespace of the /proc that was read.
+	Pid int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Its name, /proc/PID/comm.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// When it started, by the node's clock; absent when that is not known.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// The process's own container, where its parent is in it too; empty otherwise.
+	ContainerId string `protobuf:"bytes,4,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// It is known to be in no container.
+	Outside       bool `protobuf:"varint,5,opt,name=outside,proto3" json:"outside,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceParent) Reset() {
+	*x = EvidenceParent{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceParent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceParent) ProtoMessage() {}
+
+func (x *EvidenceParent) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceParent.ProtoReflect.Descriptor instead.
+func (*EvidenceParent) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *EvidenceParent) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *EvidenceParent) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EvidenceParent) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *EvidenceParent) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *EvidenceParent) GetOutside() bool {
+	if x != nil {
+		return x.Outside
+	}
+	return false
 }
 
 var File_capdrift_v1_agent_proto protoreflect.FileDescriptor
@@ -4791,7 +5133,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bduration\x121\n" +
 	"\bcoverage\x18\x05 \x01(\v2\x15.capdrift.v1.CoverageR\bcoverageB\n" +
 	"\n" +
-	"\b_runtime\"\x8e\x01\n" +
+	"\b_runtime\"\xc7\x01\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x16\n" +
@@ -4799,7 +5141,8 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\fcap_last_cap\x18\x04 \x01(\rR\n" +
 	"capLastCap\x12\x1f\n" +
 	"\vcgroup_mode\x18\x05 \x01(\tR\n" +
-	"cgroupMode\"S\n" +
+	"cgroupMode\x127\n" +
+	"\tboot_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bbootTime\"S\n" +
 	"\aRuntime\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -4833,7 +5176,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x05Limit\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12\x14\n" +
-	"\x05blind\x18\x03 \x01(\bR\x05blind\"\xb3\x05\n" +
+	"\x05blind\x18\x03 \x01(\bR\x05blind\"\xc9\x05\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4854,7 +5197,8 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"created_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1e\n" +
 	"\binit_pid\x18\x10 \x01(\x05H\x02R\ainitPid\x88\x01\x01\x12\x1c\n" +
 	"\tundecided\x18\x11 \x01(\tR\tundecided\x120\n" +
-	"\x06labels\x18\x12 \x01(\v2\x13.capdrift.v1.LabelsH\x03R\x06labels\x88\x01\x01B\x06\n" +
+	"\x06labels\x18\x12 \x01(\v2\x13.capdrift.v1.LabelsH\x03R\x06labels\x88\x01\x01\x12\x14\n" +
+	"\x05ended\x18\x13 \x01(\bR\x05endedB\x06\n" +
 	"\x04_podB\n" +
 	"\n" +
 	"\b_managedB\v\n" +
@@ -4938,7 +5282,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\tpermitted\x18\x02 \x01(\v2\x10.capdrift.v1.SetR\tpermitted\x12.\n" +
 	"\teffective\x18\x03 \x01(\v2\x10.capdrift.v1.SetR\teffective\x12,\n" +
 	"\bbounding\x18\x04 \x01(\v2\x10.capdrift.v1.SetR\bbounding\x12*\n" +
-	"\aambient\x18\x05 \x01(\v2\x10.capdrift.v1.SetR\aambient\"\x96\x05\n" +
+	"\aambient\x18\x05 \x01(\v2\x10.capdrift.v1.SetR\aambient\"\xc0\x05\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
@@ -4958,12 +5302,20 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\vobservation\x18\r \x01(\x0e2\x18.capdrift.v1.ObservationR\vobservation\x12!\n" +
 	"\fthread_count\x18\x0e \x01(\rR\vthreadCount\x12-\n" +
 	"\athreads\x18\x0f \x03(\v2\x13.capdrift.v1.ThreadR\athreads\x12\x12\n" +
-	"\x04more\x18\x10 \x01(\bR\x04moreB\v\n" +
+	"\x04more\x18\x10 \x01(\bR\x04more\x12(\n" +
+	"\x04uids\x18\x11 \x01(\v2\x14.capdrift.v1.UserIdsR\x04uidsB\v\n" +
 	"\t_raw_nameB\x10\n" +
 	"\x0e_container_uidB\x14\n" +
 	"\x12_no_new_privilegesB\n" +
 	"\n" +
-	"\b_seccomp\"\xa0\x02\n" +
+	"\b_seccomp\"q\n" +
+	"\aUserIds\x12\x12\n" +
+	"\x04real\x18\x01 \x01(\rR\x04real\x12\x1c\n" +
+	"\teffective\x18\x02 \x01(\rR\teffective\x12\x14\n" +
+	"\x05saved\x18\x03 \x01(\rR\x05saved\x12\x1e\n" +
+	"\n" +
+	"filesystem\x18\x04 \x01(\rR\n" +
+	"filesystem\"\xca\x02\n" +
 	"\x06Thread\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\x05R\x03tid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1e\n" +
@@ -4971,7 +5323,8 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12/\n" +
 	"\x11no_new_privileges\x18\x05 \x01(\bH\x01R\x0fnoNewPrivileges\x88\x01\x01\x12?\n" +
 	"\fcapabilities\x18\x06 \x01(\v2\x1b.capdrift.v1.CapabilitySetsR\fcapabilities\x12\x1d\n" +
-	"\aseccomp\x18\a \x01(\x05H\x02R\aseccomp\x88\x01\x01B\v\n" +
+	"\aseccomp\x18\a \x01(\x05H\x02R\aseccomp\x88\x01\x01\x12(\n" +
+	"\x04uids\x18\b \x01(\v2\x14.capdrift.v1.UserIdsR\x04uidsB\v\n" +
 	"\t_raw_nameB\x14\n" +
 	"\x12_no_new_privilegesB\n" +
 	"\n" +
@@ -4985,7 +5338,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x0eRELATION_CHILD\x10\x02\x12\x14\n" +
 	"\x10RELATION_INITIAL\x10\x03\x12\x14\n" +
 	"\x10RELATION_UNKNOWN\x10\x04B\b\n" +
-	"\x06_inode\"\xb5\x05\n" +
+	"\x06_inode\"\xd5\x06\n" +
 	"\aFinding\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x121\n" +
@@ -5009,10 +5362,36 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x04rule\x18\x13 \x01(\tR\x04rule\x12\x1a\n" +
 	"\bdeclared\x18\x14 \x01(\tR\bdeclared\x12\x16\n" +
 	"\x06actual\x18\x15 \x01(\tR\x06actual\x12\x1c\n" +
-	"\texception\x18\x16 \x01(\tR\texceptionB\x06\n" +
+	"\texception\x18\x16 \x01(\tR\texception\x12\x1a\n" +
+	"\bincident\x18\x17 \x01(\tR\bincident\x12\"\n" +
+	"\n" +
+	"start_time\x18\x18 \x01(\x04H\x03R\tstartTime\x88\x01\x01\x12\x1c\n" +
+	"\tprocesses\x18\x19 \x01(\rR\tprocesses\x121\n" +
+	"\bevidence\x18\x1a \x01(\v2\x15.capdrift.v1.EvidenceR\bevidenceB\x06\n" +
 	"\x04_podB\x06\n" +
 	"\x04_pidB\x06\n" +
-	"\x04_tid*_\n" +
+	"\x04_tidB\r\n" +
+	"\v_start_time\"\xe2\x02\n" +
+	"\bEvidence\x129\n" +
+	"\n" +
+	"started_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12(\n" +
+	"\rcontainer_pid\x18\x03 \x01(\x05H\x00R\fcontainerPid\x88\x01\x01\x12\x16\n" +
+	"\x06cgroup\x18\x04 \x01(\tR\x06cgroup\x123\n" +
+	"\x06parent\x18\x05 \x01(\v2\x1b.capdrift.v1.EvidenceParentR\x06parent\x12\x1e\n" +
+	"\n" +
+	"executable\x18\x06 \x01(\tR\n" +
+	"executable\x12+\n" +
+	"\x11executable_sha256\x18\a \x01(\tR\x10executableSha256\x123\n" +
+	"\x15executable_unreadable\x18\b \x01(\tR\x14executableUnreadableB\x10\n" +
+	"\x0e_container_pid\"\xae\x01\n" +
+	"\x0eEvidenceParent\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12!\n" +
+	"\fcontainer_id\x18\x04 \x01(\tR\vcontainerId\x12\x18\n" +
+	"\aoutside\x18\x05 \x01(\bR\aoutside*_\n" +
 	"\n" +
 	"WatchTopic\x12\x1b\n" +
 	"\x17WATCH_TOPIC_UNSPECIFIED\x10\x00\x12\x1a\n" +
@@ -5064,7 +5443,7 @@ func file_capdrift_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_capdrift_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_capdrift_v1_agent_proto_goTypes = []any{
 	(WatchTopic)(0),                // 0: capdrift.v1.WatchTopic
 	(ContainerView)(0),             // 1: capdrift.v1.ContainerView
@@ -5121,11 +5500,14 @@ var file_capdrift_v1_agent_proto_goTypes = []any{
 	(*Set)(nil),                    // 52: capdrift.v1.Set
 	(*CapabilitySets)(nil),         // 53: capdrift.v1.CapabilitySets
 	(*Process)(nil),                // 54: capdrift.v1.Process
-	(*Thread)(nil),                 // 55: capdrift.v1.Thread
-	(*UserNamespace)(nil),          // 56: capdrift.v1.UserNamespace
-	(*Finding)(nil),                // 57: capdrift.v1.Finding
-	(*timestamppb.Timestamp)(nil),  // 58: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 59: google.protobuf.Duration
+	(*UserIds)(nil),                // 55: capdrift.v1.UserIds
+	(*Thread)(nil),                 // 56: capdrift.v1.Thread
+	(*UserNamespace)(nil),          // 57: capdrift.v1.UserNamespace
+	(*Finding)(nil),                // 58: capdrift.v1.Finding
+	(*Evidence)(nil),               // 59: capdrift.v1.Evidence
+	(*EvidenceParent)(nil),         // 60: capdrift.v1.EvidenceParent
+	(*timestamppb.Timestamp)(nil),  // 61: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 62: google.protobuf.Duration
 }
 var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	33, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
@@ -5135,19 +5517,19 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	11, // 4: capdrift.v1.GetNodeResponse.findings:type_name -> capdrift.v1.SeverityCount
 	12, // 5: capdrift.v1.GetNodeResponse.policy:type_name -> capdrift.v1.Policy
 	4,  // 6: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
-	58, // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
+	61, // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
 	13, // 8: capdrift.v1.Policy.exceptions:type_name -> capdrift.v1.ExceptionUse
-	58, // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
+	61, // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
 	1,  // 10: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
 	44, // 11: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
 	35, // 12: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
 	44, // 13: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
 	35, // 14: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
-	57, // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
+	58, // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
 	35, // 16: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
 	0,  // 17: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
 	1,  // 18: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
-	58, // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	61, // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
 	22, // 20: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
 	23, // 21: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
 	24, // 22: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
@@ -5160,76 +5542,83 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	36, // 29: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
 	35, // 30: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
 	44, // 31: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
-	57, // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
+	58, // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
 	5,  // 33: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
 	44, // 34: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
 	6,  // 35: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
-	57, // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
+	58, // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
 	7,  // 37: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
 	34, // 38: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
 	39, // 39: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
 	35, // 40: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
-	58, // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
+	61, // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
 	36, // 42: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
 	23, // 43: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
 	24, // 44: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
 	25, // 45: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
-	58, // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
-	58, // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
+	61, // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
+	61, // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
 	37, // 48: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
 	38, // 49: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
-	58, // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
-	59, // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
+	61, // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
+	62, // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
 	39, // 52: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
-	40, // 53: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
-	41, // 54: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
-	42, // 55: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
-	43, // 56: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
-	46, // 57: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
-	2,  // 58: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
-	47, // 59: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	54, // 60: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	58, // 61: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
-	45, // 62: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
-	48, // 63: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	50, // 64: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	51, // 65: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	51, // 66: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	49, // 67: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
-	53, // 68: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	52, // 69: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	52, // 70: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	52, // 71: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	52, // 72: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	52, // 73: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	56, // 74: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	53, // 75: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 76: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	55, // 77: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	53, // 78: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	8,  // 79: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 80: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 81: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 82: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	46, // 83: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	52, // 84: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	9,  // 85: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	14, // 86: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	16, // 87: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	18, // 88: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	20, // 89: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	31, // 90: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 91: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	15, // 92: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	17, // 93: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	19, // 94: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	21, // 95: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	32, // 96: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	91, // [91:97] is the sub-list for method output_type
-	85, // [85:91] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	61, // 53: capdrift.v1.Node.boot_time:type_name -> google.protobuf.Timestamp
+	40, // 54: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
+	41, // 55: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
+	42, // 56: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
+	43, // 57: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
+	46, // 58: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
+	2,  // 59: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
+	47, // 60: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
+	54, // 61: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	61, // 62: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	45, // 63: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
+	48, // 64: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
+	50, // 65: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	51, // 66: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	51, // 67: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	49, // 68: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	53, // 69: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	52, // 70: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	52, // 71: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	52, // 72: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	52, // 73: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	52, // 74: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	57, // 75: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	53, // 76: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,  // 77: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	56, // 78: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	55, // 79: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
+	53, // 80: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	55, // 81: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
+	8,  // 82: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,  // 83: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,  // 84: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,  // 85: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	46, // 86: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	52, // 87: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	59, // 88: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
+	61, // 89: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
+	60, // 90: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
+	61, // 91: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 92: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	14, // 93: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	16, // 94: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	18, // 95: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	20, // 96: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	31, // 97: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10, // 98: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	15, // 99: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	17, // 100: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	19, // 101: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	21, // 102: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	32, // 103: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	98, // [98:104] is the sub-list for method output_type
+	92, // [92:98] is the sub-list for method input_type
+	92, // [92:92] is the sub-list for extension type_name
+	92, // [92:92] is the sub-list for extension extendee
+	0,  // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }
@@ -5264,16 +5653,17 @@ func file_capdrift_v1_agent_proto_init() {
 	file_capdrift_v1_agent_proto_msgTypes[40].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[41].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[45].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[46].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[47].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[48].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[49].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[50].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capdrift_v1_agent_proto_rawDesc), len(file_capdrift_v1_agent_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   49,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
