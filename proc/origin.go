@@ -143,7 +143,17 @@ func (r *reader) origin(l *look, c *drift.Container, p *drift.Process) (lineage 
 	if lineage.Origin == "" {
 		lineage.Origin = known.conclude(c, lineage)
 	}
+	l.evidence(r, p.PID, lineage)
 	return lineage, forked
+}
+
+// evidence adds what tells a process apart after it has ended.
+func (l *look) evidence(r *reader, pid int, lineage *drift.Lineage) {
+	lineage.Cgroup, _ = l.origins.cgroupOf(r, pid)
+	lineage.Executable, lineage.ExecutableSHA256, lineage.ExecutableUnreadable = l.programs.executable(r, pid)
+	if l.arguments {
+		lineage.Arguments = r.arguments(pid)
+	}
 }
 
 // conclude returns which container a process is of that does not descend from one: whose
