@@ -56,6 +56,9 @@ type sample struct {
 	// covers tells whether the look would have found this one, if it were still
 	// there: only then is its absence an end.
 	covers func(drift.Finding) bool
+	// stale tells whether a finding is of what an earlier look read, which confirms
+	// nothing; nil where none is.
+	stale func(drift.Finding) bool
 }
 
 // take enters a sample and returns what it changed, in a stable order.
@@ -99,6 +102,9 @@ func (l *ledger) take(s sample) []Change {
 // and of a container that nobody named, when the runtime was asked after it was seen.
 // Until it has answered, it may be one that has just started.
 func (s sample) confirms(suspect suspicion, after time.Duration) bool {
+	if s.stale != nil && s.stale(suspect.Finding) {
+		return false
+	}
 	return s.at.Sub(suspect.since) >= after && (suspect.TID == 0 || s.threads) &&
 		(suspect.Kind != drift.UnmanagedContainer || s.asked.After(suspect.since))
 }

@@ -379,8 +379,9 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	}
 	given := slices.Clone(s.listed)
 	for i := range given {
-		if before := s.containers[given[i].ID]; before != nil && !whole {
-			given[i].Processes = before.Processes // and keeps them where it was at rest
+		if before := s.containers[given[i].ID]; before != nil {
+			// It keeps them where it was at rest, and those that there is no time to read.
+			given[i].Processes, given[i].Afresh = before.Processes, whole
 		}
 	}
 	sweep, err := host.Sweep(ctx, given)
@@ -407,6 +408,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	if sweep.Processes.Unreadable == 0 {
 		changes = append(changes, l.component("read", nil)...) // what could not be read once now was
 	}
+	changes = append(changes, l.component("time", overdue(sweep.Containers))...)
 	if threads {
 		s.threadLooks++
 		judgeAll = judgeAll || (sweep.Threads.Skipped == 0) != (s.sweep.Threads.Skipped == 0)
@@ -430,6 +432,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 		covers: func(f drift.Finding) bool {
 			return (f.TID == 0 || threads && sweep.Threads.Skipped == 0) && l.covers(f)
 		},
+		stale: s.stale,
 	})...)
 	l.rereadSuspects()
 	if s.rules.policy != nil {
@@ -448,6 +451,35 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	// All that was known before is garbage at once, and there is no use for its memory
 	// until the next look.
 	debug.FreeOSMemory()
+}
+
+// overdue is the error of a look that had no time to read all processes, nil where it
+// had. It has no numbers, so that it is the same as long as the containers are.
+func overdue(containers []drift.Container) error {
+	const most = 3 // are named
+	var labels []string
+	n := 0
+	for i := range containers {
+		if containers[i].Overdue == nil {
+			continue
+		}
+		if n++; n <= most {
+			labels = append(labels, containers[i].Label())
+		}
+	}
+	switch {
+	case n == 0:
+		return nil
+	case n > most:
+		labels = append(labels, "others")
+	}
+	return fmt.Errorf("there was no time to read all processes of %s, which cost too much to read", strings.Join(labels, ", "))
+}
+
+// stale reports whether what a finding says of a process was read by an earlier look.
+func (s *state) stale(f drift.Finding) bool {
+	c := s.containers[f.ContainerID]
+	return c != nil && f.PID != 0 && f.TID == 0 && c.Stale(f.PID)
 }
 
 // keepThreads gives processes the threads that an earlier look read of them. Those of a

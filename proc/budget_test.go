@@ -217,7 +217,7 @@ func TestAStageIsNotKept(t *testing.T) {
 // TestCostlyThreads: threads are read as long as a container's part of the time lasts, and
 // in the end all are.
 func TestCostlyThreads(t *testing.T) {
-	c := clock(t, proc.Options{Time: 200 * time.Millisecond, Threads: -1})
+	c := clock(t, proc.Options{Time: 120 * time.Millisecond, Threads: -1})
 	a, b := c.crowd(idA, time.Microsecond, 100, 101), c.crowd(idB, time.Microsecond, 200, 201)
 	for pid, cost := range map[int]time.Duration{100: 10 * time.Millisecond, 200: time.Microsecond} {
 		c.edit(fmt.Sprintf("proc/%d/status", pid), "Threads:\t1", "Threads:\t31")
