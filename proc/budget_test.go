@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -305,5 +306,42 @@ func TestNewProcessesAreReadInTime(t *testing.T) {
 	}
 	if len(seen) < 35 {
 		t.Errorf("in 2000 s, which pay for 20 s, %d more were read", len(seen))
+	}
+}
+
+// TestLiveGroups: processes that have 65,536 groups are read in turns, as long as the time
+// lasts, and each is read; what reading them costs is measured.
+func TestLiveGroups(t *testing.T) {
+	needRoot(t)
+	groups := make([]uint32, 1<<16)
+	for i := range groups {
+		groups[i] = 4_000_000_000 + uint32(i)
+	}
+	var pids []int
+	for range 6 {
+		c, _ := actor(t, "sleep", &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: groups}})
+		pids = append(pids, c.Process.Pid)
+	}
+	fs := listed(t, pids...).With(proc.Options{LeadersOnly: true, Readers: 1, Time: time.Millisecond})
+	given, read := drift.Container{ID: idA, CgroupPath: "/x"}, map[int]bool{}
+	for n := 0; len(read) < len(pids); n++ {
+		if n == len(pids) {
+			t.Fatalf("%d sweeps read %d of %d processes", n, len(read), len(pids))
+		}
+		sweep, err := fs.Sweep(context.Background(), []drift.Container{given})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := slices.IndexFunc(sweep.Containers, func(c drift.Container) bool { return c.ID == idA })
+		o := sweep.Containers[at].Overdue
+		if o == nil || o.Took < time.Millisecond || o.Read == 0 {
+			t.Fatalf("overdue: %+v", o)
+		}
+		given.Processes = sweep.Containers[at].Processes
+		for i := range given.Processes {
+			p := &given.Processes[i]
+			p.Observation = drift.Observed
+			read[p.PID] = true
+		}
 	}
 }
