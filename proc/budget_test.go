@@ -132,6 +132,14 @@ func TestCostlyContainersShareEvenly(t *testing.T) {
 		}
 		given = sweep.Containers
 	}
+	// What one does not need is another's.
+	c.cgroup("x/"+idB, 200, 201, 202)
+	for pid := 203; pid < 250; pid++ {
+		c.remove(fmt.Sprintf("proc/%d", pid))
+	}
+	if a := c.look(15, given...).Containers[0].Overdue; a == nil || a.Took < 600*time.Millisecond {
+		t.Errorf("one of them is left: %+v", a)
+	}
 }
 
 // TestEveryProcessIsReadInTime: 800 processes that cost 16 ms each are all read within ten
@@ -204,7 +212,7 @@ func TestAStageIsNotKept(t *testing.T) {
 		a = c.look(15, a).Containers[0]
 	}
 	next := c.look(15, a).Containers[0]
-	stage := next.Overdue.PIDs[len(next.Overdue.PIDs)-1]
+	stage := c.reads[0] // which is the last one that would be read again
 	for i := range next.Processes {
 		if next.Processes[i].PID == stage {
 			next.Processes[i].Observation = drift.Starting
