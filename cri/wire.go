@@ -96,17 +96,18 @@ type turns struct {
 
 func (t *turns) enter(ctx context.Context) error {
 	select {
-	case <-t.over:
-		return errLater
-	default:
-	}
-	select {
 	case t.one <- struct{}{}:
-		return nil
 	case <-t.over:
 		return errLater
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	select {
+	case <-t.over: // both came to pass
+		t.leave()
+		return errLater
+	default:
+		return nil
 	}
 }
 
