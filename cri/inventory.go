@@ -65,7 +65,7 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 	}
 	budget, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	c.large.over = budget.Done()
+	c.large.over = budget
 	subjects, ended := c.listed(all.GetContainers(), pods.GetItems())
 	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(all.GetContainers(), pods.GetItems()), Limits: slices.Clone(c.passed)}
 	ended = slices.DeleteFunc(ended, func(s *subject) bool { // one that is not ready yet
