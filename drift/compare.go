@@ -293,6 +293,7 @@ func (b *book) addProcess(p *Process, f Finding) {
 	}
 	if f.Severity > Info {
 		f.Message += b.place(p)
+		f.Evidence = evidenceOf(b.node, b.container, *p)
 	}
 	b.add(f)
 }

@@ -25,9 +25,9 @@ const (
 	// writable layer is a file system of its own, so a container that runs one large
 	// program after the other uses up its own budget.
 	hashBudget = 256 << 20
-	// hashWait is for how long a reader waits for one file. A slower one is hashed to
-	// its end meanwhile, and known to the next look.
-	hashWait = 2 * time.Second
+	// hashWait is for how long a reader waits for one file, while others wait for him. A
+	// slower one is hashed to its end meanwhile, and known to the next look.
+	hashWait = 100 * time.Millisecond
 	// keptHashes bounds the cache; a node runs fewer suspicious programs than that.
 	keptHashes = 256
 	// maxArguments bounds what is kept of a command line.

@@ -224,6 +224,7 @@ func (fs *FS) look(r *reader) (look, error) {
 	if l.uptime, err = parseUptime(text); err != nil {
 		return look{}, locate(err, fs.proc+"/uptime")
 	}
+	l.programs, l.arguments = fs.programs, fs.options.Arguments
 	l.foreign, l.hides, l.mount = r.foreign(), r.hides(), r.rootMount(1)
 	l.node, l.inodes, _, err = fs.firstUserNamespace(r)
 	return l, err

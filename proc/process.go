@@ -31,8 +31,11 @@ type look struct {
 	foreign bool
 	mount   int      // of pid 1's root
 	origins *origins // nil where nobody is asked where he came from
-	hides   bool     // not even pid 1 is visible: who is not listed in this /proc may be there
-	births  births   // of processes that were read before
+	// programs hashes those of who is asked, and arguments has their command lines read.
+	programs  *programs
+	arguments bool
+	hides     bool   // not even pid 1 is visible: who is not listed in this /proc may be there
+	births    births // of processes that were read before
 }
 
 // birth is the start time of a process and the inode by which it is known again.
