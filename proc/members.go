@@ -98,6 +98,7 @@ type member struct {
 	turn  int           // which of the others is looked at first
 	known []int         // what was told and is still there, in order
 	held  []int         // what appeared and could not be told yet, longest held first
+	left  []int         // what was told, and Read found to be gone
 	stale bool          // known is not what the lists were compared with
 	cut   bool          // it holds more cgroups than are followed
 	debt  time.Duration // processor time that reading its new processes took, and was not paid for yet
@@ -453,7 +454,7 @@ func (m *Members) differ(g *member, ended bool, budget *int) Change {
 		list = m.listed(g)
 	}
 	if ended {
-		return Change{ContainerID: g.id, Gone: g.known, Ended: true, Missed: len(g.held)}
+		return Change{ContainerID: g.id, Gone: g.gone(g.known), Ended: true, Missed: len(g.held)}
 	}
 	return g.take(list, m.tellable(g))
 }
@@ -499,12 +500,23 @@ func (g *member) take(list []int, most int) Change {
 		c.Behind = len(g.held)
 	}
 	g.stale = len(g.held) > 0
+	c.Gone = g.gone(c.Gone)
 	if len(c.Gone)+len(c.Appeared) > 0 {
 		left := slices.DeleteFunc(g.known, func(pid int) bool { return has(c.Gone, pid) })
 		g.known = append(left, c.Appeared...)
 		slices.Sort(g.known)
 	}
 	return c
+}
+
+// gone adds to those that are gone, in order, those that Read found to be so.
+func (g *member) gone(pids []int) []int {
+	if len(g.left) > 0 {
+		pids = append(pids, g.left...)
+		slices.Sort(pids)
+		pids, g.left = slices.Compact(pids), nil
+	}
+	return pids
 }
 
 func has(sorted []int, pid int) bool { _, ok := slices.BinarySearch(sorted, pid); return ok }
@@ -525,8 +537,8 @@ func subset(a, b []int) bool {
 
 // Read reads processes that appeared in a container, as a sweep does: each as one
 // process, which was in the container before it was read and after. Its threads are
-// not read. Who has ended or left meanwhile is counted as vanished, and appears
-// again should he be back. A container's new processes are read as long as its part of
+// not read. Who has ended or left meanwhile is counted as vanished, is gone at the next
+// call of Changes, and appears again should he be back. A container's new processes are read as long as its part of
 // the processor time lasts, those first whose parent is outside the container; the others
 // appear again at a later call of Changes. An error is about those that could not be read, and comes
 // with all others; they are not told again, a sweep says so too.
@@ -583,7 +595,13 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 	failures = slices.DeleteFunc(failures, func(f failure) bool { return !still[f.pid] })
 	gone := func(pid int) bool { return !still[pid] }
 	if slices.ContainsFunc(pids, gone) {
-		g.known = slices.DeleteFunc(g.known, func(pid int) bool { return gone(pid) && slices.Contains(pids, pid) })
+		g.known = slices.DeleteFunc(g.known, func(pid int) bool {
+			left := gone(pid) && slices.Contains(pids, pid)
+			if left {
+				g.left = append(g.left, pid)
+			}
+			return left
+		})
 		g.stale = true
 		m.forget(pids, gone)
 	}

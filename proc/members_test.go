@@ -246,13 +246,13 @@ func TestMembersRead(t *testing.T) {
 	if !errors.Is(err, proc.ErrUnreadable) || vanished != 0 || !slices.Equal(pidsOf(read), []int{10}) {
 		t.Errorf("%v, %d vanished, %v", pidsOf(read), vanished, err)
 	}
-	// Who had left when he was read, and is back, is told again.
+	// Who had left when he was read is gone, and is told again when he is back.
 	p.cgroup("pods/"+idA, 12)
 	if read, vanished, err = m.Read(context.Background(), idA, []int{10}); len(read) != 0 || vanished != 1 || err != nil {
 		t.Errorf("%v, %d vanished, %v", pidsOf(read), vanished, err)
 	}
 	p.cgroup("pods/"+idA, 10, 12)
-	if got := changed(t, m); got != "A +10 -13" {
+	if got := changed(t, m); got != "A +10 -10 -13" {
 		t.Error(got)
 	}
 	if read, vanished, err = m.Read(context.Background(), idB, []int{10}); len(read) != 0 || vanished != 1 || err != nil {
