@@ -93,7 +93,7 @@ func TestHarmlessProcessesThatComeAndGoAreSummedUp(t *testing.T) {
 // TestSuspicionsThatNobodyConfirmedAreTold: as a limit the first time, as a finding the second.
 func TestSuspicionsThatNobodyConfirmedAreTold(t *testing.T) {
 	m, c := newMachine(), newClock()
-	loop := running(t, m, c, nil)
+	loop := running(t, m, c, func(l *agent.Loop) { l.Cadence.Sweep = time.Hour }) // it does not take one
 	limit := func() string {
 		view, _ := loop.View()
 		for _, l := range view.Report.Coverage.Limits {
