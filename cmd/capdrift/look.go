@@ -25,6 +25,8 @@ type lookOptions struct {
 	threads    string
 	assume     []string
 	pods       podOptions
+
+	withArguments bool // of a command that has a flag for it
 }
 
 // threadBudget is how many threads beside their leaders `--threads=auto` reads
@@ -76,7 +78,7 @@ func (o *lookOptions) threadBudget() int {
 
 // host reads this node's /proc and cgroups.
 func (o *lookOptions) host() *proc.FS {
-	return proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget()})
+	return proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget(), Arguments: o.withArguments})
 }
 
 // look takes one look at the node, and more where something is suspicious.
