@@ -84,13 +84,13 @@ func (w getWriter) one(item subject) error {
 	case "yaml":
 		return writeYAML(w, lineOf(item))
 	}
-	if err := w.list(item.kind(), []subject{item}, 0, nil); err != nil || item.finding == nil || w.format == "name" {
+	if err := w.list(item.kind(), []subject{item}, 0, nil); err != nil || item.finding == nil || w.format == "name" || w.table.noHeaders {
 		return err
 	}
 	return w.details(*item.finding)
 }
 
-// details explains a single finding below its row.
+// details explains a single finding below its row: not to scripts, which want the row.
 func (w getWriter) details(f drift.Finding) error {
 	var out strings.Builder
 	fmt.Fprintln(&out)

@@ -307,9 +307,9 @@ func (o *watchOutput) lineOf(item subject) watchLine {
 			id: f.ID, short: o.below(taskOf(*f), what), worst: f.Severity,
 		}
 		if o.table.wide {
-			line.rest += " " + printable(f.Message)
+			line.rest += " · " + printable(f.Message)
 			if f.Evidence != nil {
-				line.rest += "; " + strings.Join(evidenceLines(*f.Evidence), "; ")
+				line.rest += " · " + strings.Join(evidenceLines(*f.Evidence), "; ")
 			}
 		} else if f.Incident != "" {
 			line.incident = f.Incident + "\x00" + f.Exception

@@ -118,7 +118,7 @@ func TestWatchShowsAnIncidentOnce(t *testing.T) {
 		defer feed.mu.Unlock()
 		return len(feed.watchers) == 2
 	})
-	wide.prints(`it holds more than declared; process 11 (7 in its container) started 2026-01-02T03:04:05Z; its program is "/memfd:\x1b[2J (deleted)"`)
+	wide.prints(`it holds more than declared · process 11 (7 in its container) started 2026-01-02T03:04:05Z; its program is "/memfd:\x1b[2J (deleted)"`)
 	publish := func(kind agent.ChangeKind, f drift.Finding, why string) {
 		feed.publish(*report, agent.Change{Kind: kind, Finding: &f, Resolved: why})
 	}
