@@ -13,6 +13,9 @@ type View struct {
 	Report   drift.Report // its findings are those that are open
 	Status   []Component
 	Policy   *PolicyStatus // nil where none is asked for
+	// Unconfirmed counts, since the agent started, what one look saw above [drift.Info] and
+	// no second look confirmed.
+	Unconfirmed map[drift.Kind]uint64
 }
 
 // Position is a place in the stream of changes. Sequences count from 1 without a
@@ -54,9 +57,12 @@ type Change struct {
 	Kind      ChangeKind
 	Container *drift.Container // added, changed; of a removed one the last that was known
 	Finding   *drift.Finding
-	Resolved  string // why a finding was resolved: "ended", "boot", "explained", "policy"
+	Resolved  string // why a finding was resolved: "ended", "explained", "unknown", "boot", "policy"
 	Component *Component
 	Coverage  *drift.Coverage
+	// About is the container of a finding above [drift.Info] that was opened or updated, for
+	// the journal: what was declared for it outlives it. nil for all others.
+	About *drift.Container
 }
 
 // Feed is the node's truth and how it changes, as servers need it.

@@ -31,6 +31,7 @@ type hub struct {
 
 	mu       sync.Mutex
 	kept     []Change // the newest, oldest first, of one epoch; containers without their processes
+	forgot   uint64   // the sequence of the newest change that is not kept, and that none replaces
 	watchers map[*subscription]bool
 }
 
@@ -53,7 +54,11 @@ func (h *hub) publish(view View, changes []Change) {
 	for _, change := range changes {
 		h.kept = append(h.kept, bare(change))
 	}
-	if excess := len(h.kept) - keptChanges; excess > 0 {
+	if len(h.kept) > keptChanges {
+		h.kept = newest(h.kept)
+	}
+	if excess := len(h.kept) - keptChanges*3/4; len(h.kept) > keptChanges {
+		h.forgot = h.kept[excess-1].Position.Sequence
 		h.kept = append([]Change(nil), h.kept[excess:]...)
 	}
 	for watcher := range h.watchers {
@@ -61,9 +66,37 @@ func (h *hub) publish(view View, changes []Change) {
 	}
 }
 
+// newest returns changes without those that a later one makes needless: of a container or
+// a finding that changed many times the last time tells, so that one that changes often
+// does not make the hub forget all others. What was opened, added or ended stays.
+func newest(kept []Change) []Change {
+	seen := make(map[string]bool)
+	list := make([]Change, 0, len(kept))
+	for _, change := range slices.Backward(kept) {
+		key := ""
+		switch change.Kind {
+		case ContainerChanged:
+			key = "container\x00" + change.Container.ID
+		case FindingUpdated:
+			key = "finding\x00" + change.Finding.ID
+		case StatusChanged:
+			if key = "coverage"; change.Component != nil {
+				key = "component\x00" + change.Component.Name
+			}
+		}
+		if key == "" || !seen[key] {
+			list = append(list, change)
+		}
+		seen[key] = true
+	}
+	slices.Reverse(list)
+	return list
+}
+
 // bare returns a change without the processes of its container, which would be kept as
 // long as it is.
 func bare(change Change) Change {
+	change.About = nil
 	if change.Container != nil {
 		container := *change.Container
 		container.Processes = nil
@@ -107,18 +140,20 @@ func (h *hub) Watch(after Position) Subscription {
 	return s
 }
 
-// since returns the changes after the position; false when they are not all kept,
-// so that a whole view is needed.
+// since returns the changes after the position, but for those that later ones make
+// needless; all is true when they are not kept, so that a whole view is needed.
 func (h *hub) since(after Position, view *View) (missed []Change, all bool) {
 	if view == nil || after.BootID != view.Position.BootID || after.Epoch != view.Position.Epoch || after.Sequence > view.Position.Sequence {
 		return nil, true
 	}
-	for i, change := range h.kept {
-		if change.Position.Sequence == after.Sequence+1 {
-			return whole(h.kept[i:], view), false
-		}
+	if after.Sequence < h.forgot {
+		return nil, true
 	}
-	return nil, after.Sequence != view.Position.Sequence
+	at := slices.IndexFunc(h.kept, func(change Change) bool { return change.Position.Sequence > after.Sequence })
+	if at < 0 {
+		return nil, false
+	}
+	return whole(h.kept[at:], view), false
 }
 
 // subscription is one watcher of a hub.

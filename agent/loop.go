@@ -69,6 +69,9 @@ type Loop struct {
 	// boot of the node at that time.
 	Open   []drift.Finding
 	BootID string
+	// Former are containers that findings of Open are about, as they were declared: what
+	// is left in the cgroup of one that ended meanwhile is held against it.
+	Former []drift.Container
 	Now    func() time.Time
 	// After returns a channel that is sent to once, when the duration has passed.
 	After func(time.Duration) <-chan time.Time
@@ -92,21 +95,25 @@ type state struct {
 	nodeLimits   []drift.Limit
 	runtime      *drift.Runtime
 	listed       []drift.Container // as the runtime told last
+	named        map[string]bool   // containers that it told of, whatever has become of them
+	ended        []drift.Container // that ran once, and in whose cgroups processes may be left
 	askedAt      time.Time         // when it was asked for that
 	starting     []string
 	listLimits   []drift.Limit
 	failure      error // of the last list
 	containers   map[string]*drift.Container
-	sweep        drift.Sweep // the last one's counts and limits
-	threadsAt    time.Time   // when threads were read last
-	wholeAt      time.Time   // when everybody was, also who was at rest; zero where it is due
-	threadLooks  int         // how often they were
-	missed       int         // processes that nobody could read, since the last sweep
+	told         map[string]announced // as watchers know them
+	unread       map[string]error     // of containers, why processes could not be read one by one
+	sweep        drift.Sweep          // the last one's counts and limits
+	threadsAt    time.Time            // when threads were read last
+	wholeAt      time.Time            // when everybody was, also who was at rest; zero where it is due
+	threadLooks  int                  // how often they were
+	missed       int                  // processes that nobody could read, since the last sweep
 	follow       []drift.Limit
 	expectations drift.Expectations
 	ledger       *ledger
 	rules        rules
-	rereads      []reread
+	rereads      rereads
 	sequence     uint64
 	early        []Change // not published yet: the node was not looked at
 	takenAt      time.Time
@@ -114,19 +121,12 @@ type state struct {
 	components   map[string]Component
 }
 
-// reread is a suspicious process to be looked at again.
-type reread struct {
-	at          time.Time
-	containerID string
-	pids        []int
-}
-
 // NewLoop makes a loop of its parts ready to [Loop.Run].
 func NewLoop(l Loop) *Loop {
 	l.hub, l.scans, l.settings, l.orders = newHub(), make(chan chan View), make(chan settings), make(chan func() []Change)
 	l.state = state{
-		containers: make(map[string]*drift.Container), components: make(map[string]Component),
-		ledger: newLedger(l.Cadence.Confirm, l.Open),
+		containers: make(map[string]*drift.Container), components: make(map[string]Component), told: make(map[string]announced),
+		unread: make(map[string]error), ended: ended(l.Former), ledger: newLedger(l.Cadence.Confirm, l.Open, l.Now()),
 	}
 	return &l
 }
@@ -232,8 +232,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	second := false // the next sweep is the second look at something
 	confirming := false
 	for {
-		if confirm == nil && len(l.state.rereads) > 0 {
-			confirm = l.After(l.state.rereads[0].at.Sub(l.Now())) // the earliest: all wait equally long
+		if at, waits := l.state.rereads.next(); waits && confirm == nil {
+			confirm = l.After(at.Sub(l.Now()))
 		}
 		select {
 		case <-ctx.Done():
@@ -314,23 +314,20 @@ func (l *Loop) Run(ctx context.Context) error {
 }
 
 // nextSweep is the time to the next sweep: the confirming time where something is
-// suspected that only a sweep shows, a thread or a container that nobody named,
+// suspected that only a sweep shows, such as a thread or a container that nobody named,
 // and this is not the second look already.
 func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
 	waits := l.state.rules.unread()
-	for _, suspect := range l.state.ledger.suspects {
-		waits = waits || !ofProcess(suspect.Finding)
+	for _, suspect := range l.state.ledger.pending() {
+		// Reading its process again should have told by now, and could not.
+		late := l.Now().Sub(suspect.since) > l.Cadence.Confirm
+		waits = waits || late || suspect.Kind == drift.UnknownOrigin || !l.state.rereadable(suspect.Finding)
 	}
 	if waits && !second {
 		l.state.wholeAt = time.Time{} // perhaps it is about a thread
 		return l.Cadence.Confirm, true
 	}
 	return l.Cadence.Sweep, false
-}
-
-// ofProcess tells whether reading the one process again can confirm the finding.
-func ofProcess(f drift.Finding) bool {
-	return f.PID != 0 && f.TID == 0 && f.Kind != drift.UnmanagedContainer
 }
 
 // closeFormerBoot resolves what was open when the node went down.
@@ -351,6 +348,7 @@ func (l *Loop) inventory(answer listing) bool {
 		if s.runtime == nil || s.runtime.Name != answer.Runtime.Name || s.runtime.Version != answer.Runtime.Version {
 			l.markAll() // rules may ask for it
 		}
+		s.ended, s.named = s.nowEnded(answer.Inventory), named(answer.Inventory)
 		s.runtime, s.listed, s.starting, s.listLimits = &answer.Runtime, answer.Containers, answer.Starting, answer.Limits
 		s.askedAt = answer.asked
 	}
@@ -377,10 +375,10 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	if l.Threads != nil && (whole || started.Sub(s.threadsAt) >= l.Cadence.Threads) {
 		host, threads = l.Threads, true
 	}
-	given := slices.Clone(s.listed)
+	given := slices.Concat(s.listed, s.ended)
 	for i := range given {
-		if before := s.containers[given[i].ID]; before != nil && !whole {
-			given[i].Processes = before.Processes // and keeps them where it was at rest
+		if before := s.containers[given[i].ID]; before != nil {
+			given[i].Processes, given[i].Afresh = before.Processes, whole // and keeps them where it was at rest
 		}
 	}
 	sweep, err := host.Sweep(ctx, given)
@@ -405,7 +403,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	judgeAll := !sameNode(s.node, node)
 	s.node, s.nodeLimits = node, limits
 	if sweep.Processes.Unreadable == 0 {
-		changes = append(changes, l.component("read", nil)...) // what could not be read once now was
+		clear(s.unread) // what could not be read once now was
 	}
 	if threads {
 		s.threadLooks++
@@ -418,19 +416,19 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 			}
 		}
 	}
+	sweep.Containers = s.living(sweep.Containers)
 	s.follow = l.Members.Follow(sweep.Containers)
 	s.sweep, s.missed = sweep, 0
 	s.sweep.Containers = nil
+	before := maps.Clone(s.containers)
 	changes = append(changes, l.enter(sweep.Containers)...)
-	changes = append(changes, s.ledger.end(l.Now(), ResolvedEnded, s.gone)...)
-	candidates := l.except(l.judge())
+	changes = append(changes, l.readable()...)
+	seen := l.judge(threads)
 	s.takenAt, s.took = started, l.Now().Sub(started)
-	changes = append(changes, s.ledger.take(sample{
-		at: l.Now(), asked: s.askedAt, found: candidates, threads: threads,
-		covers: func(f drift.Finding) bool {
-			return (f.TID == 0 || threads && sweep.Threads.Skipped == 0) && l.covers(f)
-		},
-	})...)
+	seen.at, seen.asked = l.Now(), s.askedAt
+	seen.read = func(f drift.Finding) bool { return s.readAnew(f, before[s.holder(f)], whole) }
+	seen.over = func(f drift.Finding) string { return s.over(f, threads && sweep.Threads.Skipped == 0) }
+	changes = append(changes, s.ledger.take(seen)...)
 	l.rereadSuspects()
 	if s.rules.policy != nil {
 		changes = append(changes, l.accept()...)
@@ -458,17 +456,16 @@ func keepThreads(before, now []drift.Process) {
 		pid   int
 		start uint64
 	}
-	threads := make(map[identity][]drift.Thread)
-	for _, p := range before {
-		if len(p.Threads) > 0 && p.Observation != drift.Starting {
-			threads[identity{p.PID, p.StartTime}] = p.Threads
+	known := make(map[identity]*drift.Process)
+	for i := range before {
+		if p := &before[i]; p.Observation != drift.Starting && (p.ThreadsRead || len(p.Threads) > 0) {
+			known[identity{p.PID, p.StartTime}] = p
 		}
 	}
-	if len(threads) == 0 {
-		return
-	}
 	for i := range now {
-		now[i].Threads = threads[identity{now[i].PID, now[i].StartTime}]
+		if p := known[identity{now[i].PID, now[i].StartTime}]; p != nil {
+			now[i].Threads, now[i].ThreadsRead = p.Threads, p.ThreadsRead
+		}
 	}
 }
 
@@ -479,20 +476,23 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 	present := make(map[string]bool, len(seen))
 	for i := range seen {
 		c := seen[i]
-		drift.Settle(s.node, s.runtime, &c)
-		if c.Managed != nil && !*c.Managed && slices.Contains(s.starting, c.ID) {
-			c.Managed, c.Observation, c.Reason = new(true), drift.Partial, "its runtime is starting it"
+		before, known := s.containers[c.ID]
+		if known {
+			drift.Remember(before.Processes, c.Processes)
 		}
+		drift.Settle(s.node, s.runtime, &c)
+		drift.Admit(&c, s.starting)
 		if s.runtime == nil {
 			c.Managed = nil // nobody could say whether a pod explains it
 		}
 		present[c.ID] = true
-		before, known := s.containers[c.ID]
 		s.containers[c.ID] = &c
-		switch {
+		switch told := s.told[c.ID]; {
 		case !known:
+			s.told[c.ID] = announce(&c, now)
 			changes = append(changes, Change{At: now, Kind: ContainerAdded, Container: &c})
-		case !sameContainer(before, &c):
+		case told.outdated(&c, now):
+			s.told[c.ID] = announce(&c, now)
 			changes = append(changes, Change{At: now, Kind: ContainerChanged, Container: &c})
 		}
 		if !known || s.rules.suspected(c.ID) || !sameToRules(before, &c) {
@@ -503,18 +503,38 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 		if !present[id] {
 			changes = append(changes, Change{At: now, Kind: ContainerRemoved, Container: s.containers[id]})
 			delete(s.containers, id)
+			delete(s.told, id)
+			delete(s.unread, id)
 			s.rules.forget(id)
+			if s.named[id] {
+				s.ledger.acquit(id)
+			}
 			changes = append(changes, s.ledger.end(now, ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == id })...)
 		}
 	}
 	return changes
 }
 
-// sameContainer tells whether a watcher would see the same but for processes that
-// come and go.
-func sameContainer(a, b *drift.Container) bool {
-	return a.Observation == b.Observation && a.Reason == b.Reason && a.InitPID == b.InitPID &&
-		a.Declared == b.Declared && len(a.Processes) == len(b.Processes)
+// announced is what watchers were told of a container last.
+type announced struct {
+	head drift.Container // without its processes
+	n    int             // how many they were
+	at   time.Time
+}
+
+func announce(c *drift.Container, at time.Time) announced {
+	head := *c
+	head.Processes = nil
+	return announced{head, len(c.Processes), at}
+}
+
+// outdated reports whether watchers are to be told anew. What changes as often as processes
+// come and go is told only so often.
+func (a announced) outdated(c *drift.Container, at time.Time) bool {
+	if a.head.Observation != c.Observation || a.head.InitPID != c.InitPID || a.head.Declared != c.Declared || a.head.Ended != c.Ended || !same(a.head.Managed, c.Managed) {
+		return true
+	}
+	return (a.head.Reason != c.Reason || a.n != len(c.Processes)) && at.Sub(a.at) >= damping
 }
 
 // sorted returns the containers in the order of a report.
@@ -537,196 +557,6 @@ func podKey(c drift.Container) string {
 		return "\xff" // after all pods
 	}
 	return c.Pod.Namespace + "\x00" + c.Pod.Name
-}
-
-// judge compares everything that is known.
-func (l *Loop) judge() []drift.Finding {
-	s := &l.state
-	if s.runtime == nil {
-		return nil
-	}
-	containers := s.sorted()
-	s.expectations = drift.Expect(s.node, *s.runtime, heldBy(l.Host, s.runtime.PID, containers), l.Given, containers)
-	found := s.expectations.Findings()
-	for _, c := range containers {
-		found = append(found, drift.Compare(s.node, c)...)
-		found = append(found, drift.Hops(s.node, s.expectations, c)...)
-	}
-	return found
-}
-
-// covers tells whether a sweep would have shown the finding. Not where its
-// container could not be read in whole, nor without a runtime that told what was
-// declared.
-func (l *Loop) covers(f drift.Finding) bool {
-	s := &l.state
-	if s.runtime == nil || f.Kind == drift.PolicyViolation {
-		return false
-	}
-	if f.ContainerID == "" {
-		return true // about a handler
-	}
-	c, there := s.containers[f.ContainerID]
-	if there && f.Kind == drift.UnmanagedContainer {
-		return c.Managed != nil // which the runtime tells, whatever can be read of it
-	}
-	return !there || wholly(c) && compared(c, f.PID)
-}
-
-// wholly tells whether all processes of a container were read that can be.
-func wholly(c *drift.Container) bool {
-	return c.Observation == drift.Observed || c.Observation == drift.UnsupportedRuntime
-}
-
-// compared tells whether nothing kept a process from being held against what was
-// declared: one whose user namespace is not known, or which looks like a runtime's
-// stage, is not refuted. What is about no process, or one that is not there, is.
-func compared(c *drift.Container, pid int) bool {
-	for _, p := range c.Processes {
-		if p.PID == pid {
-			return p.Observation != drift.Starting && p.UserNamespace.Relation != drift.RelationUnknown
-		}
-	}
-	return true
-}
-
-// gone tells whether a finding's process was there, and is not any more.
-func (s *state) gone(f drift.Finding) bool {
-	c, there := s.containers[f.ContainerID]
-	if f.Kind == drift.PolicyViolation {
-		return !there && s.runtime != nil // of a run before, and looked for in vain
-	}
-	return there && f.PID != 0 && wholly(c) && !slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == f.PID })
-}
-
-// membership enters which processes came and went in the known containers.
-func (l *Loop) membership(ctx context.Context) {
-	s := &l.state
-	moved, err := l.Members.Changes(ctx)
-	if ctx.Err() != nil {
-		return
-	}
-	changes := l.component("members", err)
-	for _, m := range moved {
-		s.missed += m.Missed
-		if c := s.containers[m.ContainerID]; c != nil {
-			changes = append(changes, l.left(c, m.Gone)...)
-			changes = append(changes, l.arrived(ctx, c, m.Appeared)...)
-		}
-	}
-	ruled, judged := l.rule(false)
-	if changes = append(changes, ruled...); len(moved) > 0 || len(changes) > 0 || judged {
-		l.publish(changes)
-	}
-}
-
-// left enters that processes have ended.
-func (l *Loop) left(c *drift.Container, pids []int) []Change {
-	if len(pids) == 0 {
-		return nil
-	}
-	gone := make(map[int]bool, len(pids))
-	for _, pid := range pids {
-		gone[pid] = true
-	}
-	l.replace(c, func(list []drift.Process) []drift.Process {
-		return slices.DeleteFunc(list, func(p drift.Process) bool { return gone[p.PID] })
-	})
-	l.state.rules.mark(c.ID)
-	return l.state.ledger.end(l.Now(), ResolvedEnded, func(f drift.Finding) bool { return f.ContainerID == c.ID && gone[f.PID] })
-}
-
-// arrived reads processes that were not there before, compares them, and marks the
-// suspicious ones for a second look.
-func (l *Loop) arrived(ctx context.Context, c *drift.Container, pids []int) []Change {
-	if len(pids) == 0 {
-		return nil
-	}
-	read, err := l.Members.Read(ctx, c.ID, pids)
-	status := l.component("read", err)
-	fresh := make(map[int]bool, len(read))
-	unplaced := make(map[int]int, len(read)) // where they are in what was read
-	seen := make([]int, 0, len(read))
-	for i, p := range read {
-		fresh[p.PID], unplaced[p.PID] = true, i
-		seen = append(seen, p.PID)
-	}
-	l.replace(c, func(list []drift.Process) []drift.Process {
-		keepThreads(list, read)
-		for i := range list { // who is known keeps his place, so that who is told of first is the same
-			if at, again := unplaced[list[i].PID]; again {
-				delete(unplaced, list[i].PID)
-				list[i] = read[at]
-			}
-		}
-		for i, p := range read {
-			if at, is := unplaced[p.PID]; is && at == i {
-				list = append(list, p)
-			}
-		}
-		return list
-	})
-	current := l.state.containers[c.ID]
-	drift.Settle(l.state.node, l.state.runtime, current)
-	l.state.rules.mark(c.ID)
-	now := l.Now()
-	changes := l.state.ledger.take(sample{
-		at: now, found: l.except(drift.CompareProcesses(l.state.node, *current, seen)),
-		covers: func(f drift.Finding) bool {
-			return l.state.runtime != nil && f.ContainerID == c.ID && ofProcess(f) && fresh[f.PID] && compared(current, f.PID)
-		},
-	})
-	var unsettled []int
-	for _, p := range current.Processes {
-		if fresh[p.PID] && (p.Observation == drift.Starting || l.state.ledger.suspected(c.ID, p.PID)) {
-			unsettled = append(unsettled, p.PID)
-		}
-	}
-	if len(unsettled) > 0 {
-		l.state.rereads = append(l.state.rereads, reread{now.Add(l.Cadence.Confirm), c.ID, unsettled})
-	}
-	return append(status, changes...)
-}
-
-// replace changes a container's processes in a copy: views that were published
-// share the old one.
-func (l *Loop) replace(c *drift.Container, change func([]drift.Process) []drift.Process) {
-	next := *l.state.containers[c.ID]
-	next.Processes = change(slices.Clone(next.Processes))
-	l.state.containers[c.ID] = &next
-}
-
-// again takes the second looks that are due.
-func (l *Loop) again(ctx context.Context) (changes []Change) {
-	s := &l.state
-	due := s.rereads
-	s.rereads = nil
-	for _, r := range due {
-		c := s.containers[r.containerID]
-		switch {
-		case c == nil:
-		case l.Now().Before(r.at):
-			s.rereads = append(s.rereads, r)
-		default:
-			changes = append(changes, l.arrived(ctx, c, r.pids)...)
-		}
-	}
-	ruled, _ := l.rule(false)
-	return append(changes, ruled...)
-}
-
-// rereadSuspects marks for a second look what a sweep suspects.
-func (l *Loop) rereadSuspects() {
-	s := &l.state
-	byContainer := make(map[string][]int)
-	for _, suspect := range s.ledger.suspects {
-		if ofProcess(suspect.Finding) && !slices.Contains(byContainer[suspect.ContainerID], suspect.PID) {
-			byContainer[suspect.ContainerID] = append(byContainer[suspect.ContainerID], suspect.PID)
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(byContainer)) {
-		s.rereads = append(s.rereads, reread{l.Now().Add(l.Cadence.Confirm), id, byContainer[id]})
-	}
 }
 
 // component enters how a part fares, and says so when that changed.
@@ -753,6 +583,9 @@ func (l *Loop) publish(changes []Change) {
 	for i := range changes {
 		s.sequence++
 		changes[i].Position = Position{s.node.BootID, l.Epoch, s.sequence}
+		if f := changes[i].Finding; f != nil && changes[i].Kind != FindingResolved && f.Severity > drift.Info {
+			changes[i].About = s.containers[f.ContainerID]
+		}
 	}
 	open := s.ledger.findings()
 	// A journal that fails is asked again although nothing happens: else a quiet node
@@ -774,12 +607,14 @@ func (l *Loop) publish(changes []Change) {
 
 func (l *Loop) view(open []drift.Finding) View {
 	s := &l.state
+	containers := s.sorted()
 	report := drift.Report{
 		Schema: drift.Schema, Node: s.node, Runtime: s.runtime, TakenAt: s.takenAt.UTC(), DurationMs: s.took.Milliseconds(),
-		Containers: s.sorted(), Findings: open, Expectations: s.expectations,
+		Containers: containers, Findings: open, Expectations: s.expectations,
 		Coverage: drift.Coverage{
 			Processes: s.sweep.Processes, Threads: s.sweep.Threads,
-			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits()),
+			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits(),
+				drift.Limits(s.node, containers), s.ledger.transients.limits()),
 		},
 	}
 	if s.failure != nil {
@@ -798,7 +633,10 @@ func (l *Loop) view(open []drift.Finding) View {
 		})
 	}
 	report.Cover()
-	view := View{Position: Position{s.node.BootID, l.Epoch, s.sequence}, Report: report, Policy: s.rules.status(open, l.Now())}
+	view := View{
+		Position: Position{s.node.BootID, l.Epoch, s.sequence}, Report: report, Policy: s.rules.status(open, l.Now()),
+		Unconfirmed: maps.Clone(s.ledger.transients.counts),
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.components)) {
 		view.Status = append(view.Status, s.components[name])
 	}

@@ -318,7 +318,7 @@ func TestLoopGoesOnWithoutItsRuntime(t *testing.T) {
 	if got := m.story(); !slices.Equal(got, []string{"finding_opened bounding_excess 11"}) {
 		t.Errorf("the journal has %q", got)
 	}
-	m.change(func() { m.container = nil })
+	m.change(func() { m.container, m.processes = nil, nil })
 	passes(t, c, "the container is gone", func() bool {
 		view, _ := loop.View()
 		return len(view.Report.Containers) == 0
@@ -346,7 +346,7 @@ func TestLoopRemembers(t *testing.T) {
 	over := newMachine()
 	ended := running(t, over, newClock(), func(l *agent.Loop) { l.Open = view.Report.Findings })
 	until(t, "it is over", func() bool { return len(openKinds(ended)) == 0 })
-	if got := over.story(); !slices.Equal(got, []string{"finding_resolved bounding_excess 11 ended"}) {
+	if got := over.story(); !slices.Equal(got, []string{"finding_resolved bounding_excess 11 unknown"}) {
 		t.Errorf("the journal has %q", got)
 	}
 	booted := newMachine()
@@ -363,19 +363,20 @@ func TestWatchersThatComeBackAndThoseThatAreSlow(t *testing.T) {
 	slow := loop.Watch(agent.Position{})
 	view, _ := loop.View()
 	position := view.Position
-	for i := range 700 { // two changes each, which nobody takes
-		pid := 100 + i
-		m.change(func() { m.processes["c1"] = append(m.processes["c1"][:1], process(pid, bind|sysAdmin)) })
-		passes(t, c, "it is open", func() bool {
-			view, _ := loop.View()
-			return slices.ContainsFunc(view.Report.Findings, func(f drift.Finding) bool { return f.PID == pid })
-		})
+	for i := range 1400 { // changes that nobody takes
+		if err := loop.Report(t.Context(), "config", fmt.Errorf("line %d", i)); err != nil {
+			t.Fatal(err)
+		}
 		if i == 5 {
+			until(t, "it is told", func() bool {
+				view, _ := loop.View()
+				return view.Position.Sequence > position.Sequence
+			})
 			back := loop.Watch(position)
 			if _, whole := back.Snapshot(); whole {
 				t.Error("a watcher that comes back soon begins anew")
 			}
-			if change := <-back.Changes(); change.Position.Sequence != position.Sequence+1 {
+			if change := <-back.Changes(); change.Position.Sequence <= position.Sequence {
 				t.Errorf("it goes on with %d after %d", change.Position.Sequence, position.Sequence)
 			}
 			back.Close()
@@ -409,7 +410,7 @@ func (h threaded) Sweep(ctx context.Context, given []drift.Container) (drift.Swe
 	sweep, err := h.machine.Sweep(ctx, given)
 	for i := range sweep.Containers {
 		p := &sweep.Containers[i].Processes[0]
-		p.Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Bounding: bind, Permitted: sysAdmin}}}
+		p.Threads = []drift.Thread{{TID: 12, UID: 1000, Caps: capdecode.Sets{Bounding: bind, Permitted: sysAdmin}}}
 	}
 	return sweep, err
 }
@@ -436,7 +437,8 @@ func TestThreadsHaveACadenceOfTheirOwn(t *testing.T) {
 	}
 }
 
-// noted is a machine that notes with how many processes it is given its containers.
+// noted is a machine that notes with how many processes it is given its containers, that it
+// need not read again.
 type noted struct {
 	*machine
 	what  string
@@ -444,7 +446,11 @@ type noted struct {
 }
 
 func (h noted) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
-	h.change(func() { *h.given = append(*h.given, fmt.Sprint(h.what, " ", len(given[0].Processes))) })
+	known := len(given[0].Processes)
+	if given[0].Afresh {
+		known = 0
+	}
+	h.change(func() { *h.given = append(*h.given, fmt.Sprint(h.what, " ", known)) })
 	return h.machine.Sweep(ctx, given)
 }
 
@@ -723,7 +729,7 @@ func (h flashing) Sweep(ctx context.Context, given []drift.Container) (drift.Swe
 	sweep, err := h.machine.Sweep(ctx, given)
 	h.change(func() {
 		if *h.looks++; *h.looks <= h.shown {
-			sweep.Containers[0].Processes[0].Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Bounding: bind, Permitted: sysAdmin}}}
+			sweep.Containers[0].Processes[0].Threads = []drift.Thread{{TID: 12, UID: 1000, Caps: capdecode.Sets{Bounding: bind, Permitted: sysAdmin}}}
 		} else {
 			sweep.Threads.Skipped = 5
 		}

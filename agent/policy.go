@@ -239,8 +239,7 @@ func (l *Loop) rule(atOnce bool) (changes []Change, judged bool) {
 		}
 	}
 	now := l.Now()
-	changes = append(changes, s.ledger.end(now, ResolvedEnded, turn.ended)...)
-	changes = append(changes, s.ledger.take(sample{at: now, found: turn.found, covers: turn.covers})...)
+	changes = append(changes, s.ledger.take(sample{at: now, found: turn.found, over: turn.outcome})...)
 	r.pace.did(began, now)
 	return changes, len(turn.judged) > 0
 }
@@ -254,7 +253,7 @@ func (l *Loop) judgeable(c *drift.Container) bool {
 	case c.Sandbox || c.Managed == nil:
 		return false
 	case *c.Managed:
-		return !slices.Contains(s.starting, c.ID)
+		return !drift.BeingStarted(c, s.starting)
 	}
 	return s.ledger.has(c.ID, drift.UnmanagedContainer)
 }
@@ -274,7 +273,16 @@ func (t *turn) covers(f drift.Finding) bool {
 	return ok && f.Kind == drift.PolicyViolation && !t.violated[f.ID] && !slices.Contains(judged.Undecided, f.Rule)
 }
 
-func (t *turn) ended(f drift.Finding) bool { return t.covers(f) && slices.Contains(t.over, f.ID) }
+// outcome says why a violation is over, "" where the turn cannot tell.
+func (t *turn) outcome(f drift.Finding) string {
+	switch {
+	case !t.covers(f):
+		return ""
+	case slices.Contains(t.over, f.ID):
+		return ResolvedEnded
+	}
+	return ResolvedExplained
+}
 
 // hold holds a container against every rule.
 func (l *Loop) hold(c *drift.Container, t *turn) {
@@ -298,8 +306,9 @@ func (l *Loop) hold(c *drift.Container, t *turn) {
 			delete(r.suspects, f.ID)
 			if isOpen && f.Actual == unknown && f.Declared == open.Declared && starts(c) {
 				// For a moment nobody can say: what was known stands.
-				open.Exception = f.Exception
-				f = open
+				stands := open.Finding
+				stands.Exception = f.Exception
+				f = stands
 			}
 			t.found = append(t.found, f)
 		default:
@@ -314,7 +323,7 @@ func (l *Loop) hold(c *drift.Container, t *turn) {
 		}
 	}
 	if slices.Sort(pids); len(pids) > 0 {
-		s.rereads = append(s.rereads, reread{now.Add(l.Cadence.Confirm), c.ID, slices.Compact(pids)})
+		s.rereads.add(now.Add(l.Cadence.Confirm), c.ID, slices.Compact(pids))
 	}
 }
 
@@ -460,12 +469,12 @@ func sameToRules(a, b *drift.Container) bool {
 }
 
 func sameProcess(a, b drift.Process) bool {
-	return a.PID == b.PID && a.StartTime == b.StartTime && a.Caps == b.Caps && a.UID == b.UID && a.ParentPID == b.ParentPID && a.Name == b.Name &&
+	return a.PID == b.PID && a.StartTime == b.StartTime && a.Caps == b.Caps && a.UID == b.UID && a.UIDs == b.UIDs && a.ParentPID == b.ParentPID && a.Name == b.Name &&
 		a.Observation == b.Observation && (a.ThreadCount > 1) == (b.ThreadCount > 1) &&
 		same(a.ContainerUID, b.ContainerUID) && same(a.NoNewPrivileges, b.NoNewPrivileges) && same(a.Seccomp, b.Seccomp) &&
 		a.UserNamespace.Relation == b.UserNamespace.Relation && a.UserNamespace.Inode == b.UserNamespace.Inode &&
 		slices.EqualFunc(a.Threads, b.Threads, func(a, b drift.Thread) bool {
-			return a.TID == b.TID && a.Caps == b.Caps && a.UID == b.UID && a.Name == b.Name && same(a.NoNewPrivileges, b.NoNewPrivileges) &&
+			return a.TID == b.TID && a.Caps == b.Caps && a.UID == b.UID && a.UIDs == b.UIDs && a.Name == b.Name && same(a.NoNewPrivileges, b.NoNewPrivileges) &&
 				same(a.Seccomp, b.Seccomp)
 		})
 }

@@ -208,9 +208,7 @@ func TestRules(t *testing.T) {
 		}, []string{opened, ended}},
 		"a stage of the runtime": {func(t *testing.T, m *machine, c *clock, loop *agent.Loop) {
 			m.change(func() {
-				m.processes["c1"] = append(m.processes["c1"], drift.Process{
-					PID: 11, StartTime: 7, ParentPID: 1, Name: "runc:[2:INIT]", Age: -time.Hour, Caps: capdecode.Sets{Bounding: sysTime}, UserNamespace: drift.UserNamespace{UIDMap: whole},
-				})
+				m.processes["c1"] = append(m.processes["c1"], stage(11, sysTime))
 			})
 			passes(t, c, "it was seen", func() bool {
 				view, _ := loop.View()
@@ -358,7 +356,7 @@ func (h timed) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep,
 	sweep, err := h.aging.Sweep(ctx, given)
 	h.change(func() { *h.looks++ })
 	for i := range sweep.Containers {
-		sweep.Containers[i].Processes[0].Threads = []drift.Thread{{TID: 12, Caps: capdecode.Sets{Bounding: sysTime}}}
+		sweep.Containers[i].Processes[0].Threads = []drift.Thread{{TID: 12, UID: 1000, Caps: capdecode.Sets{Bounding: sysTime}}}
 	}
 	return sweep, err
 }
@@ -472,8 +470,8 @@ func TestRulesRemember(t *testing.T) {
 		"the same policy":                    {agent.PolicyUpdate{Policy: newCourt()}, false, nil, before},
 		"a policy that cannot be read":       {agent.PolicyUpdate{Err: errors.New("no")}, false, nil, before},
 		"no policy any more":                 {agent.PolicyUpdate{}, false, []string{"finding_resolved pass fail policy"}, before},
-		"a container that is gone":           {agent.PolicyUpdate{Policy: newCourt()}, true, []string{"finding_resolved pass fail ended"}, before},
-		"one that is gone, and a bad policy": {agent.PolicyUpdate{Err: errors.New("no")}, true, []string{"finding_resolved pass fail ended"}, before},
+		"a container that is gone":           {agent.PolicyUpdate{Policy: newCourt()}, true, []string{"finding_resolved pass fail unknown"}, before},
+		"one that is gone, and a bad policy": {agent.PolicyUpdate{Err: errors.New("no")}, true, []string{"finding_resolved pass fail unknown"}, before},
 		"an exception that still counts": {
 			agent.PolicyUpdate{Policy: newCourt().accept("clock", "no-time", c.Now().Add(time.Hour))}, false, nil, excepted,
 		},

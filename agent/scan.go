@@ -53,6 +53,51 @@ type Scanner struct {
 // what appeared only in the second look.
 const maxLooks = 3
 
+// verdict is what the looks of one scan agree on, and what they do not.
+type verdict struct {
+	confirmed  map[string]drift.Finding
+	transients transients
+	repeats    []string // containers where two looks saw what no other confirmed
+}
+
+// compare enters the look that follows another.
+func (v *verdict) compare(first, second look) {
+	for _, finding := range drift.Confirm(first.candidates, second.candidates) {
+		v.confirmed[finding.ID] = finding
+	}
+	for _, finding := range first.suspicions(v.confirmed) {
+		if !second.acquits(finding) {
+			v.giveUp(finding, first)
+		}
+	}
+}
+
+// end enters that no look follows the last one.
+func (v *verdict) end(last look) {
+	for _, finding := range last.suspicions(v.confirmed) {
+		v.giveUp(finding, last)
+	}
+}
+
+func (v *verdict) giveUp(finding drift.Finding, in look) {
+	if v.transients.note(in.at, &suspicion{Finding: finding, since: in.at}) && !slices.Contains(v.repeats, finding.ContainerID) {
+		v.repeats = append(v.repeats, finding.ContainerID)
+	}
+}
+
+// findings returns what is above [drift.Info].
+func (v *verdict) findings() (list []drift.Finding) {
+	for _, finding := range v.confirmed {
+		if finding.Severity > drift.Info {
+			list = append(list, finding)
+		}
+	}
+	for _, id := range v.repeats {
+		list = append(list, v.transients.finding(id))
+	}
+	return list
+}
+
 // Scan returns the report of the node. A runtime that does not answer is said in
 // the report (Runtime is nil, and a limit tells why); an error means that there
 // was nothing to report at all.
@@ -62,34 +107,32 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 	if err != nil {
 		return drift.Report{}, fmt.Errorf("reading the node: %w", err)
 	}
-	current, err := s.look(ctx, node)
+	current, err := s.look(ctx, node, nil)
 	if err != nil {
 		return drift.Report{}, err
 	}
-	confirmed := make(map[string]drift.Finding)
-	missed := 0
-	for n := 1; n < maxLooks && current.unsettled(confirmed); n++ {
+	current.at = started
+	verdict := verdict{confirmed: make(map[string]drift.Finding), transients: newTransients()}
+	for n := 1; n < maxLooks && current.unsettled(verdict.confirmed); n++ {
 		if err := s.Wait(ctx, s.Between); err != nil {
 			return drift.Report{}, fmt.Errorf("waiting for another look: %w", err)
 		}
-		next, err := s.look(ctx, node)
+		next, err := s.look(ctx, node, current.sweep.Containers)
 		if err != nil {
 			return drift.Report{}, err
 		}
-		for _, finding := range drift.Confirm(current.candidates, next.candidates) {
-			confirmed[finding.ID] = finding
-		}
-		missed += len(current.suspicions(confirmed, next.lost))
+		next.at = started.Add(time.Duration(n) * s.Between)
+		verdict.compare(current, next)
 		current = next
 	}
-	missed += len(current.suspicions(confirmed, nil))
+	verdict.end(current)
 
 	report := drift.Report{
 		Schema: drift.Schema, Node: node, Runtime: current.runtime, TakenAt: started.UTC(),
 		Containers: current.sweep.Containers, Findings: []drift.Finding{}, Expectations: current.expectations,
 		Coverage: drift.Coverage{
 			Processes: current.sweep.Processes, Threads: current.sweep.Threads,
-			Limits: append(append(append([]drift.Limit{}, limits...), current.limits...), current.sweep.Limits...),
+			Limits: slices.Concat(limits, current.limits, current.sweep.Limits, drift.Limits(node, current.sweep.Containers), verdict.transients.limits()),
 		},
 	}
 	for _, finding := range current.candidates {
@@ -97,18 +140,7 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 			report.Findings = append(report.Findings, finding)
 		}
 	}
-	for _, finding := range confirmed {
-		if finding.Severity > drift.Info {
-			report.Findings = append(report.Findings, finding)
-		}
-	}
-	if missed > 0 {
-		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
-			What:  fmt.Sprintf("what became of suspicions seen only once (%d)", missed),
-			Why:   "a process ended before a second look, or appeared in the last one; scan again",
-			Blind: true,
-		})
-	}
+	report.Findings = append(report.Findings, verdict.findings()...)
 	drift.Sort(report.Findings)
 	report.Cover()
 	report.DurationMs = s.Now().Sub(started).Milliseconds()
@@ -138,24 +170,29 @@ type look struct {
 	sweep      drift.Sweep
 	limits     []drift.Limit
 	candidates []drift.Finding
+	named      map[string]bool // containers that the runtime told of
+	at         time.Time       // by the plan, so that no two looks have the same
 
 	expectations drift.Expectations
 }
 
-// look asks the runtime and reads /proc once.
-func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
+// look asks the runtime and reads /proc once. before are the containers as the look before
+// it saw them.
+func (s Scanner) look(ctx context.Context, node drift.Node, before []drift.Container) (look, error) {
 	var seen look
 	var inventory drift.Inventory
 	failure := s.NoRuntime
 	if s.Runtime != nil {
 		if inventory, failure = s.Runtime.Inventory(ctx); failure == nil {
-			seen.runtime, seen.limits = &inventory.Runtime, inventory.Limits
+			seen.runtime, seen.limits, seen.named = &inventory.Runtime, inventory.Limits, named(inventory)
 		}
 	}
-	sweep, err := s.Host.Sweep(ctx, inventory.Containers)
+	var known state
+	sweep, err := s.Host.Sweep(ctx, slices.Concat(inventory.Containers, known.nowEnded(inventory)))
 	if err != nil {
 		return look{}, fmt.Errorf("reading the processes: %w", err)
 	}
+	sweep.Containers = known.living(sweep.Containers)
 	seen.sweep = sweep
 	seen.limits = append(seen.limits, s.join(ctx, sweep.Containers)...)
 	if failure != nil {
@@ -165,10 +202,11 @@ func (s Scanner) look(ctx context.Context, node drift.Node) (look, error) {
 	}
 	for i := range sweep.Containers {
 		c := &sweep.Containers[i]
-		drift.Settle(node, seen.runtime, c)
-		if c.Managed != nil && !*c.Managed && slices.Contains(inventory.Starting, c.ID) {
-			c.Managed, c.Observation, c.Reason = new(true), drift.Partial, "its runtime is starting it"
+		if at := slices.IndexFunc(before, func(b drift.Container) bool { return b.ID == c.ID }); at >= 0 {
+			drift.Remember(before[at].Processes, c.Processes)
 		}
+		drift.Settle(node, seen.runtime, c)
+		drift.Admit(c, inventory.Starting)
 		if failure != nil {
 			// Nobody could say whether a pod explains it.
 			c.Managed = nil
@@ -208,32 +246,25 @@ func (s Scanner) hops(node drift.Node, runtime drift.Runtime, seen *look) {
 // unsettled tells whether another look could say more: something suspicious is
 // not confirmed yet, or a runtime has not finished starting a process.
 func (l look) unsettled(confirmed map[string]drift.Finding) bool {
-	return len(l.suspicions(confirmed, nil)) > 0 || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
+	return len(l.suspicions(confirmed)) > 0 || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
 		return slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.Observation == drift.Starting })
 	})
 }
 
-// suspicions returns what is above [drift.Info], not confirmed, and accepted by
-// the filter, if one is given.
-func (l look) suspicions(confirmed map[string]drift.Finding, accept func(drift.Finding) bool) []drift.Finding {
-	var list []drift.Finding
+// suspicions returns what is above [drift.Info] and not confirmed, the worst first.
+func (l look) suspicions(confirmed map[string]drift.Finding) (list []drift.Finding) {
 	for _, finding := range l.candidates {
-		_, known := confirmed[finding.ID]
-		if !known && finding.Severity > drift.Info && (accept == nil || accept(finding)) {
+		if _, known := confirmed[finding.ID]; !known && finding.Severity > drift.Info {
 			list = append(list, finding)
 		}
 	}
+	drift.Sort(list)
+	slices.Reverse(list) // the worst is noted last, and is the example
 	return list
 }
 
-// lost tells whether the finding's process is not there any more, or no runtime
-// answered this time, so that nobody can say what became of the suspicion. One
-// that is still there and no longer suspicious has finished its start.
-func (l look) lost(finding drift.Finding) bool {
-	if l.runtime == nil {
-		return true
-	}
-	return finding.PID != 0 && !slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
-		return c.ID == finding.ContainerID && slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == finding.PID })
-	})
+// acquits reports whether the look, which did not confirm a suspicion, tells that there was
+// none: it is about no process, and a runtime has told meanwhile what the container is.
+func (l look) acquits(finding drift.Finding) bool {
+	return l.runtime != nil && !tied(finding) && (finding.Kind != drift.UnmanagedContainer || l.named[finding.ContainerID])
 }

@@ -81,7 +81,8 @@ func process(pid int, bounding capdecode.Set) drift.Process {
 
 func stage(pid int, bounding capdecode.Set) drift.Process {
 	p := process(pid, bounding)
-	p.Name, p.Age = "runc:[2:INIT]", time.Millisecond
+	p.Name, p.Age, p.Forked = "runc:[2:INIT]", time.Millisecond, true
+	p.ParentPID, p.Lineage = 3, &drift.Lineage{Ancestors: []drift.Ancestor{{PID: 3, Name: "runc", Outside: true}}}
 	return p
 }
 
@@ -95,7 +96,8 @@ func scanner(h *host, r agent.Runtime) (agent.Scanner, *int) {
 }
 
 func TestScan(t *testing.T) {
-	fine, excess := process(10, bind), process(11, bind|sysAdmin)
+	fine, excess, overfull := process(10, bind), process(11, bind|sysAdmin), process(11, bind|sysAdmin)
+	overfull.Caps.Permitted = sysAdmin
 	for name, row := range map[string]struct {
 		looks    []drift.Sweep
 		waits    int
@@ -104,10 +106,14 @@ func TestScan(t *testing.T) {
 	}{
 		"nothing suspicious is looked at once":              {[]drift.Sweep{sees(fine)}, 0, nil, true},
 		"a suspicion that stays is a finding":               {[]drift.Sweep{sees(fine, excess)}, 1, []drift.Kind{drift.BoundingExcess}, true},
-		"one that turns into its program is not":            {[]drift.Sweep{sees(fine, excess), sees(fine, process(11, bind))}, 1, nil, true},
+		"one that was given up is said":                     {[]drift.Sweep{sees(fine, excess), sees(fine, process(11, bind))}, 1, nil, false},
 		"one whose process ended is said":                   {[]drift.Sweep{sees(fine, excess), sees(fine)}, 1, nil, false},
-		"what appears in the second look gets a third":      {[]drift.Sweep{sees(fine, excess), sees(fine, excess, process(12, bind|sysAdmin))}, 2, []drift.Kind{drift.BoundingExcess, drift.BoundingExcess}, true},
-		"a finding confirmed stays though its process ends": {[]drift.Sweep{sees(excess), sees(excess, process(12, bind|sysAdmin)), sees(process(12, bind|sysAdmin))}, 2, []drift.Kind{drift.BoundingExcess, drift.BoundingExcess}, true},
+		"another process confirms it":                       {[]drift.Sweep{sees(fine, excess), sees(fine, process(12, bind|sysAdmin)), sees(fine)}, 1, []drift.Kind{drift.BoundingExcess}, true},
+		"one that appears in the second look gets a third":  {[]drift.Sweep{sees(fine, stage(12, bind)), sees(fine, excess)}, 2, []drift.Kind{drift.BoundingExcess}, true},
+		"a finding confirmed stays though its process ends": {[]drift.Sweep{sees(excess), sees(excess, stage(12, bind)), sees(process(12, bind))}, 2, []drift.Kind{drift.BoundingExcess}, true},
+		"two that only one look saw each are a finding":     {[]drift.Sweep{sees(fine, excess), sees(fine, process(12, bind|sysTime)), sees(fine)}, 2, []drift.Kind{drift.TransientDrift}, false},
+		"one that only the last look saw counts too":        {[]drift.Sweep{sees(fine, excess), sees(fine, stage(12, bind)), sees(fine, excess)}, 2, []drift.Kind{drift.TransientDrift}, false},
+		"two of one process in one look are one":            {[]drift.Sweep{sees(fine, overfull), sees(fine)}, 1, nil, false},
 		"a runtime's stage is awaited":                      {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin)), sees(fine, process(11, bind))}, 1, nil, true},
 		"a stage that never ends is said":                   {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin))}, 2, nil, false},
 	} {
@@ -185,7 +191,9 @@ func TestARuntimeThatDiesBetweenLooks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seenOnce := slices.ContainsFunc(report.Coverage.Limits, func(l drift.Limit) bool { return l.Blind && l.What == "what became of suspicions seen only once (1)" })
+	seenOnce := slices.ContainsFunc(report.Coverage.Limits, func(l drift.Limit) bool {
+		return l.Blind && l.What == "what became of suspicions seen in one look only (1): container app"
+	})
 	if report.Runtime != nil || len(report.Findings) != 0 || !seenOnce {
 		t.Errorf("%+v", report)
 	}
@@ -204,5 +212,39 @@ func TestScanFailsOnlyWhereThereIsNothingToReport(t *testing.T) {
 	s, _ := scanner(&host{looks: []drift.Sweep{sees(process(11, sysAdmin))}}, runtime{inventory: drift.Inventory{Containers: []drift.Container{restricted()}}})
 	if _, err := s.Scan(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled scan returned %v", err)
+	}
+}
+
+// A container that ended keeps what was declared for it for as long as a process is left in
+// its cgroup, and is not spoken of after that.
+func TestAContainerThatEndedIsHeldAgainstItsDeclaration(t *testing.T) {
+	for name, row := range map[string]struct {
+		left       []drift.Process
+		containers int
+		kinds      []drift.Kind
+	}{
+		"an intruder lives on":   {[]drift.Process{process(11, bind|sysAdmin)}, 1, []drift.Kind{drift.BoundingExcess}},
+		"nobody is left in it":   {nil, 0, nil},
+		"what it may be is left": {[]drift.Process{process(11, bind)}, 1, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := scanner(&host{looks: []drift.Sweep{sees(row.left...)}}, runtime{inventory: drift.Inventory{Ended: []drift.Container{restricted()}}})
+			report, err := s.Scan(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kinds []drift.Kind
+			for _, f := range report.Findings {
+				kinds = append(kinds, f.Kind)
+			}
+			if len(report.Containers) != row.containers || !slices.Equal(kinds, row.kinds) || !report.Coverage.Complete {
+				t.Errorf("containers %+v, findings %v, coverage %+v", report.Containers, kinds, report.Coverage)
+			}
+			for _, c := range report.Containers {
+				if !c.Ended || c.InitPID != 0 || !*c.Managed {
+					t.Errorf("%+v", c)
+				}
+			}
+		})
 	}
 }

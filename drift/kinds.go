@@ -18,6 +18,7 @@ const (
 	UnmanagedContainer  Kind = "unmanaged_container"   // no pod of the CRI explains it
 	Unsupported         Kind = "unsupported_runtime"   // the host's /proc does not show its processes
 	NotReadable         Kind = "unreadable"            // it runs, and could not be read
+	TransientDrift      Kind = "transient_drift"       // again and again above what is declared, for one look only
 	CostlyToRead        Kind = "costly_to_read"        // its processes cannot all be read in time, for long
 	Moved               Kind = "moved"                 // a process of the container is in no cgroup of it
 	UnknownOrigin       Kind = "unknown_origin"        // above the ceiling, and nobody's by ancestors or mounts
@@ -44,7 +45,7 @@ func Kinds() []Kind {
 	return []Kind{
 		BoundingExcess, PermittedExcess, InheritableExcess, ThreadExcess, UsernsEscape, NNPMissing, BecameRoot, NestedUserns,
 		GainedWithinCeiling, Dropped, UnmanagedContainer, Unsupported, NotReadable, CostlyToRead,
-		Moved, UnknownOrigin, Undeclared,
+		Moved, UnknownOrigin, Undeclared, TransientDrift,
 		CRIMismatch, OCIMismatch, DropIgnored, AddIgnored, UnknownName, IneffectiveAdd, Redundant, PolicyViolation,
 	}
 }

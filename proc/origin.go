@@ -24,13 +24,17 @@ type origins struct {
 	learn     sync.Once
 	byMount   map[int]string   // by the id of a mount of its first process: container
 	byStarter map[int][]string // by the parent of their first processes, a shim: containers
+	pods      map[string]drift.Pod
 }
 
 // learnt reads what tells the containers apart.
 func (o *origins) learnt(r *reader, nodeMount int) *origins {
 	o.learn.Do(func() {
-		o.byMount, o.byStarter = make(map[int]string), make(map[int][]string)
+		o.byMount, o.byStarter, o.pods = make(map[int]string), make(map[int][]string), make(map[string]drift.Pod)
 		for _, c := range o.containers {
+			if c.Pod != nil {
+				o.pods[c.ID] = *c.Pod
+			}
 			if c.InitPID == 0 {
 				continue
 			}
@@ -132,7 +136,7 @@ func (r *reader) origin(l *look, c *drift.Container, p *drift.Process) (lineage 
 			a.Mount = r.rootMount(next)
 		}
 		lineage.Ancestors = append(lineage.Ancestors, a)
-		if id != "" && lineage.Origin == "" && (id != c.ID || next == c.InitPID) {
+		if id != "" && lineage.Origin == "" && known.proves(c, id, next) {
 			lineage.Origin = id
 		}
 		if a.Outside {
@@ -140,8 +144,10 @@ func (r *reader) origin(l *look, c *drift.Container, p *drift.Process) (lineage 
 		}
 		next = parent
 	}
-	if lineage.Origin == "" {
-		lineage.Origin = known.conclude(c, lineage)
+	if of := known.byMount[lineage.Mount]; of != "" {
+		lineage.Origin = of // more than who adopted it says
+	} else if lineage.Origin == "" {
+		lineage.Origin = known.byParent(c, lineage)
 	}
 	l.evidence(r, p.PID, lineage)
 	return lineage, forked
@@ -156,19 +162,32 @@ func (l *look) evidence(r *reader, pid int, lineage *drift.Lineage) {
 	}
 }
 
-// conclude returns which container a process is of that does not descend from one: whose
-// starter is its parent, or whose mounts it sees; "" where neither tells.
-func (o *origins) conclude(c *drift.Container, lineage *drift.Lineage) string {
-	if len(lineage.Ancestors) > 0 {
-		started := o.byStarter[lineage.Ancestors[0].PID]
-		switch {
-		case slices.Contains(started, c.ID):
-			return c.ID
-		case len(started) > 0:
-			return started[0]
-		}
+// proves reports whether an ancestor in a container says that a process in the cgroup of c
+// came from there. The containers of a pod may share a pid namespace, where the first process
+// of one adopts the orphans of all: within a pod it proves nothing. Of c itself the first
+// process alone does, for others may have been moved as well.
+func (o *origins) proves(c *drift.Container, id string, ancestor int) bool {
+	if id == c.ID {
+		return ancestor == c.InitPID
 	}
-	return o.byMount[lineage.Mount]
+	pod, known := o.pods[id]
+	return c.Pod == nil || !known || pod != *c.Pod
+}
+
+// byParent returns which container a process is of that does not descend from one: whose
+// first process has the same parent; "" where none has.
+func (o *origins) byParent(c *drift.Container, lineage *drift.Lineage) string {
+	if len(lineage.Ancestors) == 0 {
+		return ""
+	}
+	started := o.byStarter[lineage.Ancestors[0].PID]
+	switch {
+	case len(started) == 0:
+		return ""
+	case slices.Contains(started, c.ID):
+		return c.ID
+	}
+	return started[0]
 }
 
 // ancestor reads one process on the way up: its parent, and the container that it is of,

@@ -89,7 +89,8 @@ func TestOrigins(t *testing.T) {
 		"a program that runc exec started":              {person{pid: 101, parent: 80, cgroup: inA, mount: mountA, inner: 2, everything: true}, "A containerd-shim outside"},
 		"the same in a mount namespace of its own":      {person{pid: 101, parent: 80, cgroup: inA, mount: mountNobody, inner: 2, everything: true}, "A containerd-shim outside"},
 		"a child of the container's first process":      {person{pid: 101, parent: 100, cgroup: inA, mount: mountA, inner: 2, everything: true}, "A app inside"},
-		"a child of another container, moved here":      {person{pid: 101, parent: 200, cgroup: inA, mount: mountA, inner: 2, everything: true}, "B app -"},
+		"a child of another container, moved here":      {person{pid: 101, parent: 200, cgroup: inA, mount: mountNobody, inner: 2, everything: true}, "B app -"},
+		"one that another's first process adopted":      {person{pid: 101, parent: 200, cgroup: inA, mount: mountA, inner: 2, everything: true}, "A app -"},
 		"an orphan that sees another's mounts":          {person{pid: 101, parent: 1, cgroup: inA, mount: mountB, everything: true}, "B sleep outside"},
 		"an orphan of another's shim":                   {person{pid: 101, parent: 81, cgroup: inA, mount: mountNobody, everything: true}, "B containerd-shim outside"},
 		"an orphan that sees nobody's mounts":           {person{pid: 101, parent: 1, cgroup: inA, mount: mountNobody, everything: true}, " sleep outside"},
@@ -157,9 +158,10 @@ func TestGiveBack(t *testing.T) {
 		"a child of another's first process, holding no more than allowed": {person{pid: 101, parent: 200, mount: mountB, inner: 2}, "A 100, B 101@ 200"},
 		"the same, holding everything":                                     {person{pid: 101, parent: 200, mount: mountB, inner: 2, everything: true}, "A 100, B 101@ 200"},
 		"an orphan that sees another's mounts":                             {person{pid: 101, parent: 1, mount: mountB}, "A 100, B 101@ 200"},
-		"an exec":                                                          {person{pid: 101, parent: 80, mount: mountA, inner: 2}, "A 100 101, B 200"},
-		"a child of its own":                                               {person{pid: 101, parent: 100, mount: mountNobody, inner: 2}, "A 100 101, B 200"},
-		"an orphan that sees nobody's mounts":                              {person{pid: 101, parent: 1, mount: mountNobody}, "A 100 101, B 200"},
+		"an orphan that another's first process adopted":                   {person{pid: 101, parent: 200, mount: mountA, inner: 3}, "A 100 101, B 200"},
+		"an exec":                             {person{pid: 101, parent: 80, mount: mountA, inner: 2}, "A 100 101, B 200"},
+		"a child of its own":                  {person{pid: 101, parent: 100, mount: mountNobody, inner: 2}, "A 100 101, B 200"},
+		"an orphan that sees nobody's mounts": {person{pid: 101, parent: 1, mount: mountNobody}, "A 100 101, B 200"},
 	} {
 		p, containers := twoPods(t)
 		row.who.name, row.who.cgroup = "x", containers[0].CgroupPath
@@ -191,6 +193,26 @@ func TestGiveBack(t *testing.T) {
 			t.Errorf("%s: who follows them is told %+v, %v", name, changes, err)
 		}
 		_ = m.Close()
+	}
+}
+
+// TestPodsMayShareProcesses: the first process of one container of a pod adopts the orphans of
+// another, as with shareProcessNamespace and with kubectl debug --target.
+func TestPodsMayShareProcesses(t *testing.T) {
+	for _, pods := range []string{"the same pod", "two pods"} {
+		p, containers := twoPods(t)
+		p.person(person{pid: 101, parent: 200, name: "x", mount: mountNobody, inner: 3, everything: true, cgroup: containers[0].CgroupPath})
+		p.cgroup("kubepods/podA/"+idA, 100, 101)
+		p.cgroup("kubepods/podB/"+idB, 200)
+		want := idB
+		if pods == "the same pod" {
+			containers[1].Pod, want = containers[0].Pod, idA
+		}
+		for _, c := range p.sweep(proc.Options{}, containers...).Containers {
+			if there := slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.PID == 101 }); there != (c.ID == want) {
+				t.Errorf("%s: it is with %.4s: %v", pods, c.ID, there)
+			}
+		}
 	}
 }
 

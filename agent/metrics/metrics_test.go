@@ -49,8 +49,8 @@ func TestMetrics(t *testing.T) {
 	known := false
 	m := metrics.New("v1", func() time.Time { return now }, func() (agent.View, bool) {
 		return agent.View{
-			Position: agent.Position{Sequence: 9},
-			Status:   []agent.Component{{Name: "runtime"}, {Name: "proc", OK: true}, {Name: "policy"}},
+			Position: agent.Position{Sequence: 9}, Unconfirmed: map[drift.Kind]uint64{drift.UsernsEscape: 4},
+			Status: []agent.Component{{Name: "runtime"}, {Name: "proc", OK: true}, {Name: "policy"}},
 			Policy: &agent.PolicyStatus{
 				Since: now.Add(-time.Hour), Unknown: 12, Pending: 3,
 				Exceptions: []agent.ExceptionStatus{{State: agent.ExceptionUsed}, {State: agent.ExceptionExpired}, {State: agent.ExceptionExpired}},
@@ -66,7 +66,8 @@ func TestMetrics(t *testing.T) {
 			},
 		}, known
 	}, p)
-	if text := scrape(m); !strings.Contains(text, "capdrift_ready 0\n") || !strings.Contains(text, `capdrift_looks_total{look="sweep"} 0`) {
+	if text := scrape(m); !strings.Contains(text, "capdrift_ready 0\n") || !strings.Contains(text, `capdrift_looks_total{look="sweep"} 0`) ||
+		!strings.Contains(text, `capdrift_suspicions_unconfirmed_total{kind="moved"} 0`) {
 		t.Errorf("before the first look:\n%s", text)
 	}
 	known = true
@@ -92,6 +93,7 @@ func TestMetrics(t *testing.T) {
 		"capdrift_policy_in_force 0", fmt.Sprintf("capdrift_policy_loaded_timestamp_seconds %g", float64(now.Add(-time.Hour).Unix())),
 		"capdrift_policy_unknown_results 12", "capdrift_policy_pending_containers 3", `capdrift_policy_exceptions{state="expired"} 2`,
 		`capdrift_policy_exceptions{state="unused"} 0`, `capdrift_policy_exceptions{state="used"} 1`,
+		`capdrift_suspicions_unconfirmed_total{kind="userns_escape"} 4`, `capdrift_suspicions_unconfirmed_total{kind="bounding_excess"} 0`,
 		"capdrift_journal_failures_total 1", "capdrift_cri_inventory_seconds_count 1", `capdrift_build_info{version="v1"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {

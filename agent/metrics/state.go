@@ -17,31 +17,38 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	ready      = describe("capdrift_ready", "1 once the node was looked at as a whole.")
-	containers = describe("capdrift_containers", "Running containers, by how much of them is seen.", "observation")
-	processes  = describe("capdrift_processes", "Processes of containers, by how much of them is seen.", "observation")
-	findings   = describe("capdrift_findings", "Findings that are open, and that no exception accepts.", "kind", "severity")
-	accepted   = describe("capdrift_findings_accepted", "Findings that are open, and that an exception accepts.", "kind", "severity")
-	incidents  = describe("capdrift_incidents", "Incidents that are open, by the worst of their findings that no exception accepts; a finding that stands alone is one.", "severity")
-	complete   = describe("capdrift_coverage_complete", "1 when nothing that runs is left unseen.")
-	limits     = describe("capdrift_coverage_limits", "What is not seen (blind) or judged by a weaker means.", "blind")
-	age        = describe("capdrift_look_age_seconds", "Time since the node was looked at as a whole.")
-	duration   = describe("capdrift_look_duration_seconds", "Time that the last whole look took.")
-	healthy    = describe("capdrift_component_healthy", "1 when the part of the agent fares well.", "component")
-	inForce    = describe("capdrift_policy_in_force", "1 when the newest policy is the one that is judged by; absent where none is configured.")
-	loaded     = describe("capdrift_policy_loaded_timestamp_seconds", "When the policy that is judged by was loaded; absent where none could be.")
-	pending    = describe("capdrift_policy_pending_containers", "Containers that wait to be judged by the policy.")
-	undecided  = describe("capdrift_policy_unknown_results", "Results, of a rule and a container, of which a verdict is unknown.")
-	exceptions = describe("capdrift_policy_exceptions", "Exceptions of the policy, by what becomes of them.", "state")
-	sequence   = describe("capdrift_changes_sequence", "How many changes this run of the agent has told of.")
-	records    = describe("capdrift_journal_records", "Records that the journal holds.")
-	stored     = describe("capdrift_journal_bytes", "Bytes that the journal holds.")
-	lost       = describe("capdrift_journal_lost_total", "Records that went because the journal is bounded.")
+	ready       = describe("capdrift_ready", "1 once the node was looked at as a whole.")
+	containers  = describe("capdrift_containers", "Running containers, by how much of them is seen.", "observation")
+	processes   = describe("capdrift_processes", "Processes of containers, by how much of them is seen.", "observation")
+	findings    = describe("capdrift_findings", "Findings that are open, and that no exception accepts.", "kind", "severity")
+	accepted    = describe("capdrift_findings_accepted", "Findings that are open, and that an exception accepts.", "kind", "severity")
+	incidents   = describe("capdrift_incidents", "Incidents that are open, by the worst of their findings that no exception accepts; a finding that stands alone is one.", "severity")
+	complete    = describe("capdrift_coverage_complete", "1 when nothing that runs is left unseen.")
+	limits      = describe("capdrift_coverage_limits", "What is not seen (blind) or judged by a weaker means.", "blind")
+	age         = describe("capdrift_look_age_seconds", "Time since the node was looked at as a whole.")
+	duration    = describe("capdrift_look_duration_seconds", "Time that the last whole look took.")
+	healthy     = describe("capdrift_component_healthy", "1 when the part of the agent fares well.", "component")
+	inForce     = describe("capdrift_policy_in_force", "1 when the newest policy is the one that is judged by; absent where none is configured.")
+	loaded      = describe("capdrift_policy_loaded_timestamp_seconds", "When the policy that is judged by was loaded; absent where none could be.")
+	pending     = describe("capdrift_policy_pending_containers", "Containers that wait to be judged by the policy.")
+	undecided   = describe("capdrift_policy_unknown_results", "Results, of a rule and a container, of which a verdict is unknown.")
+	exceptions  = describe("capdrift_policy_exceptions", "Exceptions of the policy, by what becomes of them.", "state")
+	unconfirmed = describe("capdrift_suspicions_unconfirmed_total", "Suspicions that one look had and no second look confirmed, since the start.", "kind")
+	sequence    = describe("capdrift_changes_sequence", "How many changes this run of the agent has told of.")
+	records     = describe("capdrift_journal_records", "Records that the journal holds.")
+	stored      = describe("capdrift_journal_bytes", "Bytes that the journal holds.")
+	lost        = describe("capdrift_journal_lost_total", "Records that went because the journal is bounded.")
 )
+
+// suspicious are the kinds of findings that two looks must agree on.
+var suspicious = []drift.Kind{
+	drift.BoundingExcess, drift.PermittedExcess, drift.InheritableExcess, drift.ThreadExcess, drift.UsernsEscape, drift.NNPMissing,
+	drift.BecameRoot, drift.Moved, drift.UnknownOrigin, drift.Undeclared, drift.UnmanagedContainer,
+}
 
 // Describe implements prometheus.Collector.
 func (s state) Describe(to chan<- *prometheus.Desc) {
-	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, incidents, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, sequence, records, stored, lost} {
+	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, incidents, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, unconfirmed, sequence, records, stored, lost} {
 		to <- one
 	}
 }
@@ -59,6 +66,9 @@ func (s state) Collect(to chan<- prometheus.Metric) {
 	}
 	view, ok := s.m.feed()
 	gauge(ready, number(ok))
+	for _, kind := range suspicious {
+		to <- prometheus.MustNewConstMetric(unconfirmed, prometheus.CounterValue, float64(view.Unconfirmed[kind]), string(kind))
+	}
 	if !ok {
 		return
 	}

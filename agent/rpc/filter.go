@@ -22,6 +22,9 @@ type chooser struct {
 	filter *policy.Filter
 	field  string // of the request
 	steps  int    // that it may still take
+	limit  int    // the steps to begin with
+	// left is what it may still take for the changes of each container that has changed.
+	left map[string]int
 }
 
 // choose compiles the filter in a field of the request. foreign are variables that
@@ -39,7 +42,7 @@ func (s *Service) choose(field, expression string, foreign ...string) (chooser, 
 			return chooser{}, wrongFilter(field, fmt.Errorf("it chooses containers, which know no %s; ask for findings, or use processes.exists(…)", variable))
 		}
 	}
-	return chooser{filter: filter, field: field, steps: s.options.Limits.Filter}, nil
+	return chooser{filter: filter, field: field, steps: s.options.Limits.Filter, limit: s.options.Limits.Filter}, nil
 }
 
 func (s *Service) chooseContainers(field, expression string) (chooser, error) {
@@ -75,6 +78,31 @@ func (c *chooser) takes(subject policy.Subject) (taken bool, undecided string, e
 	}
 	return taken, "", nil
 }
+
+// takesChange judges a subject that has changed, as takes does. What it takes is charged
+// to the container that the change is about: one that changes often, or has very many
+// processes, leaves no less to the others, and ends no watch.
+func (c *chooser) takesChange(containerID string, subject policy.Subject) (taken bool, undecided string) {
+	if c.filter == nil {
+		return true, ""
+	}
+	steps, known := c.left[containerID]
+	if !known {
+		steps = c.limit
+	}
+	taken, why := c.filter.MatchWithin(subject, &steps)
+	if c.left == nil {
+		c.left = make(map[string]int)
+	}
+	c.left[containerID] = max(steps, 0)
+	if why != nil {
+		return true, text(why.Error())
+	}
+	return taken, ""
+}
+
+// renew gives every container's changes anew what they may take.
+func (c *chooser) renew() { c.left = nil }
 
 func (c *chooser) tooCostly() error {
 	return detailed(codes.ResourceExhausted,

@@ -42,7 +42,7 @@ type Limits struct {
 	Send      time.Duration // for one message of a stream; who takes longer is cut off
 	Heartbeat time.Duration // after so long without a message
 	Scan      time.Duration // for one look
-	Filter    int           // steps of some 30 ns that a call's filter takes; a watch's, from heartbeat to heartbeat
+	Filter    int           // steps of some 30 ns that a call's filter takes; a watch's, for the changes of each container from heartbeat to heartbeat
 
 	Connections int           // on each listener; what comes above is closed
 	Handshake   time.Duration // to get from accepted to speaking HTTP/2

@@ -12,6 +12,7 @@ import (
 	"github.com/capdrift/capdrift/agent"
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
 	"github.com/capdrift/capdrift/drift"
+	"github.com/capdrift/capdrift/policy"
 )
 
 // watch is one client's watch.
@@ -125,7 +126,8 @@ func (w *watch) run(after agent.Position, subscription agent.Subscription) error
 				return err
 			}
 		case <-beat.C:
-			w.containers.steps, w.findings.steps = w.service.options.Limits.Filter, w.service.options.Limits.Filter
+			w.containers.renew()
+			w.findings.renew()
 			if err := w.heartbeat(); err != nil {
 				return err
 			}
@@ -282,10 +284,9 @@ func (w *watch) container(change agent.Change) error {
 		return nil
 	}
 	view, _ := w.service.feed.View()
-	taken, undecided, err := w.containers.takesContainer(&view.Report, change.Container)
-	if err != nil {
-		return err
-	}
+	taken, undecided := w.containers.takesChange(change.Container.ID, policy.Subject{
+		Node: &view.Report.Node, Runtime: view.Report.Runtime, Container: change.Container,
+	})
 	tell := func(kind v1.ContainerChange_Kind, container *v1.Container, at agent.Position) error {
 		return w.send(&v1.WatchResponse{Event: &v1.WatchResponse_Container{Container: &v1.ContainerChange{Kind: kind, Container: container}}}, at, change.At)
 	}
@@ -323,14 +324,15 @@ func (w *watch) finding(change agent.Change) error {
 	at := slices.IndexFunc(view.Report.Containers, func(c drift.Container) bool { return c.ID == change.Finding.ContainerID })
 	if at >= 0 {
 		container = &view.Report.Containers[at]
-		if at := slices.IndexFunc(container.Processes, func(p drift.Process) bool { return p.PID == change.Finding.PID }); at >= 0 {
+		if at := slices.IndexFunc(container.Processes, func(p drift.Process) bool {
+			return p.PID == change.Finding.PID && (change.Finding.StartTime == 0 || p.StartTime == change.Finding.StartTime)
+		}); at >= 0 {
 			process = &container.Processes[at]
 		}
 	}
-	taken, undecided, err := w.findings.takesFinding(&view.Report, container, process, change.Finding)
-	if err != nil {
-		return err
-	}
+	taken, undecided := w.findings.takesChange(change.Finding.ContainerID, policy.Subject{
+		Node: &view.Report.Node, Runtime: view.Report.Runtime, Container: container, Process: process, Finding: change.Finding,
+	})
 	event := &v1.FindingChange{Kind: findingChanges[change.Kind], Resolved: text(change.Resolved)}
 	switch w.findings.decide(change.Finding.ID, taken, change.Kind == agent.FindingOpened, change.Kind == agent.FindingResolved) {
 	case untold:

@@ -41,6 +41,8 @@ type recorder struct {
 	behind  bool                            // its state is not what is open
 	unread  bool                            // its state of the agent's last run was never read
 	bootID  string                          // of the node, as the last change told
+
+	declared declared // of the containers that findings above info are about
 }
 
 // begin opens the journal for the first time and returns what was open when the agent
@@ -61,6 +63,7 @@ func (r *recorder) begin() (former, error) {
 	state, readErr := from.State()
 	r.unread = readErr != nil
 	r.behind = r.unread || err != nil
+	r.declared.resume(state)
 	return formerOf(state), err
 }
 
@@ -84,6 +87,7 @@ func (r *recorder) reopen() error {
 // failed lets go of a journal that failed.
 func (r *recorder) failed(err error) error {
 	r.failure, r.again, r.behind = err, r.now().Add(journalAgain), true
+	r.declared.written = nil
 	if r.journal != nil {
 		_ = r.journal.Close() // why it failed is said already
 		r.journal = nil
@@ -130,6 +134,7 @@ func (r *recorder) Record(changes []agent.Change, open []drift.Finding) error {
 	if len(changes) > 0 {
 		r.bootID = changes[0].Position.BootID
 	}
+	r.declared.note(changes, open)
 	batch, err := batchOf(changes)
 	if err != nil {
 		r.behind = true
@@ -143,7 +148,7 @@ func (r *recorder) Record(changes []agent.Change, open []drift.Finding) error {
 		err = r.catchUp(&batch, open)
 	}
 	if err == nil {
-		err = r.journal.Commit(batch)
+		err = r.journal.Commit(r.declared.into(batch))
 	}
 	switch {
 	case errors.Is(err, journal.ErrTooBig):
@@ -261,12 +266,14 @@ func withoutProcesses(c *drift.Container) *drift.Container {
 // former is what a journal's state tells of the run of an agent before.
 type former struct {
 	open       []drift.Finding
-	bootID     string  // of the node at that time
-	unreadable []error // findings that are left out
+	bootID     string            // of the node at that time
+	containers []drift.Container // that some of them are about, as declared
+	unreadable []error           // findings and containers that are left out
 }
 
 func formerOf(state map[string][]byte) former {
 	before := former{bootID: string(state[stateBoot])}
+	before.containers, before.unreadable = containersOf(state)
 	for _, key := range slices.Sorted(maps.Keys(state)) {
 		id, ok := strings.CutPrefix(key, stateFinding)
 		if !ok {

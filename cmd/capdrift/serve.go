@@ -261,7 +261,7 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	config := agent.Loop{Given: given, Policy: agent.PolicyUpdate{Policy: rules, Err: briefError(refused)}, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, After: time.After}
 	if kept != nil {
 		stored, inner = kept, kept
-		config.Open, config.BootID = before.open, before.bootID
+		config.Open, config.BootID, config.Former = before.open, before.bootID, before.containers
 	}
 	counted := metrics.New(versionText(), time.Now, func() (agent.View, bool) { return loop.View() }, stored)
 	config.Host, config.Runtime = counted.Host(host), counted.Runtime(runtime)

@@ -1,0 +1,296 @@
+package agent_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/drift"
+)
+
+// What programs that are written to deceive do, and what the loop then tells.
+
+// count counts what the journal has of a kind of change; of findings of one kind.
+func (m *machine) count(kind agent.ChangeKind, of drift.Kind) (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, change := range m.journal {
+		if change.Kind == kind && (change.Finding == nil || change.Finding.Kind == of) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestAChainOfProcessesIsOneFinding: each forks its successor and exits before anybody can
+// look at it again.
+func TestAChainOfProcessesIsOneFinding(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	began, pid := c.Now(), 11
+	next := func() {
+		pid++
+		m.change(func() { m.processes["c1"] = append(m.processes["c1"][:1:1], process(pid, bind|sysAdmin)) })
+	}
+	next()
+	passes(t, c, "it is open", func() bool {
+		defer next()
+		return slices.Equal(openKinds(loop), []string{"bounding_excess"})
+	})
+	if took := c.Now().Sub(began); took > 10*time.Second {
+		t.Errorf("open after %v", took)
+	}
+	opened := c.Now()
+	passes(t, c, "three minutes", func() bool {
+		next()
+		return c.Now().Sub(opened) > 3*time.Minute
+	})
+	if n := m.count(agent.FindingOpened, drift.BoundingExcess); n != 1 || !slices.Equal(openKinds(loop), []string{"bounding_excess"}) {
+		t.Errorf("opened %d times, open are %q: %q", n, openKinds(loop), m.story())
+	}
+	if n, took := m.count(agent.FindingUpdated, drift.BoundingExcess), c.Now().Sub(opened); n == 0 || n > int(took/time.Minute) {
+		t.Errorf("%d updates in %v", n, took)
+	}
+	view, _ := loop.View()
+	if f := view.Report.Findings[0]; f.PID < pid-40 {
+		t.Errorf("the view names process %d of %d", f.PID, pid)
+	}
+}
+
+// TestHarmlessProcessesThatComeAndGoAreSummedUp: their container is one finding, and one
+// change a minute.
+func TestHarmlessProcessesThatComeAndGoAreSummedUp(t *testing.T) {
+	m, c := newMachine(), newClock()
+	running(t, m, c, nil)
+	child := func(pid int) drift.Process {
+		p := process(pid, ^drift.OCI{}.Bounding)
+		p.UserNamespace.UIDMap = []drift.IDRange{{Inside: 0, Outside: 1000, Length: 1}}
+		return p
+	}
+	began, pid := c.Now(), 100
+	passes(t, c, "five minutes", func() bool {
+		m.change(func() {
+			list := m.processes["c1"][:1:1]
+			for range pid % 7 { // none of them at times
+				pid++
+				list = append(list, child(pid))
+			}
+			pid++
+			m.processes["c1"] = list
+		})
+		return c.Now().Sub(began) > 5*time.Minute
+	})
+	minutes := int(c.Now().Sub(began)/time.Minute) + 1
+	if opened, updated, changed := m.count(agent.FindingOpened, drift.NestedUserns), m.count(agent.FindingUpdated, drift.NestedUserns),
+		m.count(agent.ContainerChanged, ""); opened != 1 || updated > minutes || changed > minutes {
+		t.Errorf("%d processes in %d minutes: opened %d, updated %d, and the container changed %d times", pid, minutes, opened, updated, changed)
+	}
+}
+
+// TestSuspicionsThatNobodyConfirmedAreTold: as a limit the first time, as a finding the second.
+func TestSuspicionsThatNobodyConfirmedAreTold(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	limit := func() string {
+		view, _ := loop.View()
+		for _, l := range view.Report.Coverage.Limits {
+			if l.Blind && !view.Report.Coverage.Complete {
+				return l.What
+			}
+		}
+		return ""
+	}
+	flash := func(pid int, told string) {
+		t.Helper()
+		m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(pid, bind|sysAdmin)) })
+		passes(t, c, "it was read", func() bool {
+			view, _ := loop.View()
+			return len(view.Report.Containers[0].Processes) == 2
+		})
+		m.change(func() { m.processes["c1"] = m.processes["c1"][:1] })
+		passes(t, c, "it is told", func() bool { return limit() == told })
+	}
+	flash(11, "what became of suspicions seen in one look only (1): container app")
+	if story := m.story(); story != nil {
+		t.Errorf("the journal has %q", story)
+	}
+	flash(12, "what became of suspicions seen in one look only (2): container app")
+	view, _ := loop.View()
+	if !slices.Equal(openKinds(loop), []string{"transient_drift"}) || view.Unconfirmed[drift.BoundingExcess] != 2 {
+		t.Errorf("open %q, counted %v", openKinds(loop), view.Unconfirmed)
+	}
+	if f := view.Report.Findings[0]; f.Severity != drift.High || f.ContainerID != "c1" || f.Capabilities != sysAdmin || strings.Contains(f.Message, "12") {
+		t.Errorf("%+v", f)
+	}
+	m.change(func() { m.container, m.processes = nil, nil })
+	passes(t, c, "its container is gone", func() bool { return len(openKinds(loop)) == 0 })
+	if got, want := m.story(), []string{"finding_opened transient_drift 0", "finding_resolved transient_drift 0 ended"}; !slices.Equal(got, want) {
+		t.Errorf("the journal has %q, want %q", got, want)
+	}
+}
+
+// TestAnIntruderOutlivesItsContainer, and a restart of the agent, and is told of as before.
+func TestAnIntruderOutlivesItsContainer(t *testing.T) {
+	m, c := newMachine(), newClock()
+	m.container[0].Pod = &drift.Pod{Namespace: "shop", Name: "web-1"}
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host = strays{m} })
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it is open", func() bool { return slices.Equal(openKinds(loop), []string{"bounding_excess"}) })
+	before, _ := loop.View()
+
+	stopped := m.container
+	m.change(func() { m.container, m.processes["c1"] = nil, m.processes["c1"][1:] })
+	passes(t, c, "the container has ended", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers) == 1 && view.Report.Containers[0].Ended
+	})
+	passes(t, c, "another sweep", func() bool {
+		view, _ := loop.View()
+		return view.Report.TakenAt.Sub(before.Report.TakenAt) > 2*agent.DefaultCadence().Sweep
+	})
+	same := func(after *agent.Loop) {
+		t.Helper()
+		view, _ := after.View()
+		for _, f := range view.Report.Findings {
+			if b := before.Report.Findings[0]; f.ID != b.ID || f.Severity != b.Severity || f.Pod == nil || *f.Pod != *b.Pod {
+				t.Errorf("%+v, before it was %+v", f, b)
+			}
+		}
+		if !slices.Equal(openKinds(after), []string{"bounding_excess"}) {
+			t.Errorf("open %q", openKinds(after))
+		}
+	}
+	same(loop)
+	if got := m.story(); got[0] != "finding_opened bounding_excess 11" || slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, "resolved") }) {
+		t.Errorf("the journal has %q", got)
+	}
+
+	after := newMachine()
+	after.container, after.processes = nil, m.processes
+	clock := newClock()
+	again := running(t, after, clock, func(l *agent.Loop) {
+		l.Host, l.Open, l.Former, l.Epoch = strays{after}, before.Report.Findings, stopped, "e2"
+	})
+	passes(t, clock, "it has looked again", func() bool { return clock.Now().Sub(newClock().now) > 2*agent.DefaultCadence().Sweep })
+	same(again)
+	after.change(func() { after.processes = map[string][]drift.Process{} })
+	passes(t, clock, "it is over", func() bool {
+		view, _ := again.View()
+		return len(view.Report.Findings) == 0 && len(view.Report.Containers) == 0
+	})
+	if got := after.story(); got[len(got)-1] != "finding_resolved bounding_excess 11 ended" {
+		t.Errorf("the journal has %q", got)
+	}
+}
+
+// TestARestartAcquitsNobody: what nobody saw is not explained, and a pid is not a process.
+func TestARestartAcquitsNobody(t *testing.T) {
+	m, c := newMachine(), newClock()
+	m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin))
+	first := running(t, m, c, nil)
+	passes(t, c, "it is open", func() bool { return len(openKinds(first)) == 1 })
+	view, _ := first.View()
+	another := process(11, bind)
+	another.StartTime = 99
+	for what, row := range map[string]struct {
+		change func(m *machine)
+		why    string
+	}{
+		"its container is gone": {func(m *machine) {
+			other := restricted()
+			other.ID = "c2"
+			m.container, m.processes = []drift.Container{other}, map[string][]drift.Process{"c2": {process(20, bind)}}
+		}, "unknown"},
+		"its pid is another process now":             {func(m *machine) { m.processes["c1"] = append(m.processes["c1"], another) }, "unknown"},
+		"its process has ended":                      {func(*machine) {}, "unknown"},
+		"the very process does not show it any more": {func(m *machine) { m.processes["c1"] = append(m.processes["c1"], process(11, bind)) }, "explained"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			again := newMachine()
+			row.change(again)
+			loop := running(t, again, newClock(), func(l *agent.Loop) { l.Open = view.Report.Findings })
+			until(t, "it is over", func() bool { return len(openKinds(loop)) == 0 })
+			if got := again.story(); !slices.Equal(got, []string{"finding_resolved bounding_excess 11 " + row.why}) {
+				t.Errorf("the journal has %q", got)
+			}
+		})
+	}
+}
+
+// TestAPidIsNoProcess: a pid that is given again is another process, also while the agent runs.
+func TestAPidIsNoProcess(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, nil)
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin)) })
+	passes(t, c, "it is open", func() bool { return len(openKinds(loop)) == 1 })
+	m.change(func() {
+		m.processes["c1"][1] = process(11, bind)
+		m.processes["c1"][1].StartTime = 99
+	})
+	passes(t, c, "it is over", func() bool { return len(openKinds(loop)) == 0 })
+	if got := m.story(); got[len(got)-1] != "finding_resolved bounding_excess 11 ended" {
+		t.Errorf("the journal has %q", got)
+	}
+}
+
+// podded is a machine whose sweeps find strangers below the cgroup of a known pod.
+type podded struct{ *machine }
+
+func (h podded) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := strays{h.machine}.Sweep(ctx, given)
+	for i := range sweep.Containers {
+		if c := &sweep.Containers[i]; c.Origin != "" {
+			c.Pod = &drift.Pod{Namespace: "shop", Name: "web-1"}
+		}
+	}
+	return sweep, err
+}
+
+// TestAContainerThatItsRuntimeDoesNotListYetIsNoStranger, for as long as only the runtime's
+// stages are in it.
+func TestAContainerThatItsRuntimeDoesNotListYetIsNoStranger(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host = podded{m} })
+	m.change(func() { m.processes["c2"] = []drift.Process{stage(20, ^drift.OCI{}.Bounding)} })
+	began := c.Now()
+	passes(t, c, "its hook has run for a minute", func() bool { return c.Now().Sub(began) > time.Minute })
+	view, _ := loop.View()
+	if len(view.Report.Containers) != 2 || view.Report.Coverage.Complete || openKinds(loop) != nil || m.story() != nil {
+		t.Errorf("open %q, journal %q, %+v", openKinds(loop), m.story(), view.Report.Coverage)
+	}
+	m.change(func() { m.processes["c2"] = []drift.Process{process(20, bind)} })
+	passes(t, c, "it is a stranger", func() bool { return slices.Equal(openKinds(loop), []string{"unmanaged_container"}) })
+	for pid := 30; pid > 25; pid-- { // its lowest pid is another one each time
+		m.change(func() { m.processes["c2"] = []drift.Process{process(pid, bind)} })
+		began := c.Now()
+		passes(t, c, "a sweep", func() bool { return c.Now().Sub(began) > agent.DefaultCadence().Sweep })
+	}
+	if opened, resolved := m.count(agent.FindingOpened, drift.UnmanagedContainer), m.count(agent.FindingResolved, drift.UnmanagedContainer); opened != 1 || resolved != 0 {
+		t.Errorf("opened %d times and resolved %d times: %q", opened, resolved, m.story())
+	}
+}
+
+// costly is a machine of which a sweep cannot read everybody in time.
+type costly struct{ *machine }
+
+func (h costly) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := h.machine.Sweep(ctx, given)
+	sweep.Containers[0].Overdue = &drift.Overdue{PIDs: []int{11}, Read: 1, Took: time.Second}
+	return sweep, err
+}
+
+// TestWhatIsOverdueFailsAComponent that names the container.
+func TestWhatIsOverdueFailsAComponent(t *testing.T) {
+	m, c := newMachine(), newClock()
+	m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin))
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host = costly{m} })
+	view, _ := loop.View()
+	if !slices.ContainsFunc(view.Status, func(s agent.Component) bool {
+		return s.Name == "read" && !s.OK && strings.Contains(s.Why, "container app")
+	}) {
+		t.Errorf("status %+v", view.Status)
+	}
+}
