@@ -272,25 +272,3 @@ func TestAContainerThatItsRuntimeDoesNotListYetIsNoStranger(t *testing.T) {
 		t.Errorf("opened %d times and resolved %d times: %q", opened, resolved, m.story())
 	}
 }
-
-// costly is a machine of which a sweep cannot read everybody in time.
-type costly struct{ *machine }
-
-func (h costly) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
-	sweep, err := h.machine.Sweep(ctx, given)
-	sweep.Containers[0].Overdue = &drift.Overdue{PIDs: []int{11}, Read: 1, Took: time.Second}
-	return sweep, err
-}
-
-// TestWhatIsOverdueFailsAComponent that names the container.
-func TestWhatIsOverdueFailsAComponent(t *testing.T) {
-	m, c := newMachine(), newClock()
-	m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysAdmin))
-	loop := running(t, m, c, func(l *agent.Loop) { l.Host = costly{m} })
-	view, _ := loop.View()
-	if !slices.ContainsFunc(view.Status, func(s agent.Component) bool {
-		return s.Name == "read" && !s.OK && strings.Contains(s.Why, "container app")
-	}) {
-		t.Errorf("status %+v", view.Status)
-	}
-}

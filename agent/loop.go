@@ -378,7 +378,8 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	given := slices.Concat(s.listed, s.ended)
 	for i := range given {
 		if before := s.containers[given[i].ID]; before != nil {
-			given[i].Processes, given[i].Afresh = before.Processes, whole // and keeps them where it was at rest
+			// It keeps them where it was at rest, and those that there is no time to read.
+			given[i].Processes, given[i].Afresh = before.Processes, whole
 		}
 	}
 	sweep, err := host.Sweep(ctx, given)
@@ -405,6 +406,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	if sweep.Processes.Unreadable == 0 {
 		clear(s.unread) // what could not be read once now was
 	}
+	changes = append(changes, l.component("time", overdue(sweep.Containers))...)
 	if threads {
 		s.threadLooks++
 		judgeAll = judgeAll || (sweep.Threads.Skipped == 0) != (s.sweep.Threads.Skipped == 0)
@@ -426,7 +428,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	seen := l.judge(threads)
 	s.takenAt, s.took = started, l.Now().Sub(started)
 	seen.at, seen.asked = l.Now(), s.askedAt
-	seen.read = func(f drift.Finding) bool { return s.readAnew(f, before[s.holder(f)], whole) }
+	seen.read = func(f drift.Finding) bool { return !s.stale(f) && s.readAnew(f, before[s.holder(f)], whole) }
 	seen.over = func(f drift.Finding) string { return s.over(f, threads && sweep.Threads.Skipped == 0) }
 	changes = append(changes, s.ledger.take(seen)...)
 	l.rereadSuspects()
@@ -446,6 +448,35 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	// All that was known before is garbage at once, and there is no use for its memory
 	// until the next look.
 	debug.FreeOSMemory()
+}
+
+// overdue is the error of a look that had no time to read all processes, nil where it
+// had. It has no numbers, so that it is the same as long as the containers are.
+func overdue(containers []drift.Container) error {
+	const most = 3 // are named
+	var labels []string
+	n := 0
+	for i := range containers {
+		if containers[i].Overdue == nil {
+			continue
+		}
+		if n++; n <= most {
+			labels = append(labels, containers[i].Label())
+		}
+	}
+	switch {
+	case n == 0:
+		return nil
+	case n > most:
+		labels = append(labels, "others")
+	}
+	return fmt.Errorf("there was no time to read all processes of %s, which cost too much to read", strings.Join(labels, ", "))
+}
+
+// stale reports whether what a finding says of a process was read by an earlier look.
+func (s *state) stale(f drift.Finding) bool {
+	c := s.containers[f.ContainerID]
+	return c != nil && f.PID != 0 && f.TID == 0 && c.Stale(f.PID)
 }
 
 // keepThreads gives processes the threads that an earlier look read of them. Those of a

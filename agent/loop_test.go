@@ -437,6 +437,39 @@ func TestThreadsHaveACadenceOfTheirOwn(t *testing.T) {
 	}
 }
 
+// late is a machine that has no time to read process 11 of its first container.
+type late struct{ *machine }
+
+func (h late) Read(context.Context, string, []int) ([]drift.Process, error) { return nil, nil }
+
+func (h late) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
+	sweep, err := h.machine.Sweep(ctx, given)
+	sweep.Containers[0].Overdue = &drift.Overdue{PIDs: []int{11}, Read: 1}
+	return sweep, err
+}
+
+// TestWhatIsOverdueFailsAComponent: and what was read by an earlier look confirms no
+// suspicion.
+func TestWhatIsOverdueFailsAComponent(t *testing.T) {
+	m, c := newMachine(), newClock()
+	m.processes["c1"] = append(m.processes["c1"], process(11, bind|sysTime))
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host, l.Members = late{m}, late{m} })
+	sweeps := 0
+	m.change(func() { sweeps = m.sweeps })
+	passes(t, c, "three more sweeps", func() (done bool) {
+		m.change(func() { done = m.sweeps >= sweeps+3 })
+		return done
+	})
+	view, _ := loop.View()
+	i := slices.IndexFunc(view.Status, func(c agent.Component) bool { return c.Name == "time" })
+	if i < 0 || view.Status[i].OK || !strings.Contains(view.Status[i].Why, view.Report.Containers[0].Label()) {
+		t.Errorf("%+v", view.Status)
+	}
+	if got := openKinds(loop); len(got) != 0 {
+		t.Errorf("open %q, of what one look read", got)
+	}
+}
+
 // noted is a machine that notes with how many processes it is given its containers, that it
 // need not read again.
 type noted struct {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -137,18 +136,12 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 	return part
 }
 
-// readable enters whether the processes of every container can be read, in time. Another text about
+// readable enters whether the processes of every container can be read. Another text about
 // one that cannot is told only so often: which process it names is the pod's doing.
 func (l *Loop) readable() []Change {
 	var err error
-	failed := maps.Clone(l.state.unread)
-	for id, c := range l.state.containers {
-		if c.Overdue != nil {
-			failed[id] = fmt.Errorf("%s: %s", c.Label(), c.Overdue)
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(failed)) {
-		err = failed[id]
+	for _, id := range slices.Sorted(maps.Keys(l.state.unread)) {
+		err = l.state.unread[id]
 		break
 	}
 	before, known := l.state.components["read"]

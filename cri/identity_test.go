@@ -183,7 +183,9 @@ func TestManyEndedContainers(t *testing.T) {
 func TestWhatIsBeingMade(t *testing.T) {
 	node := one(t, "default")
 	created := &fake.Container{SandboxID: "x", Status: &runtimeapi.ContainerStatus{Id: "created", State: runtimeapi.ContainerState_CONTAINER_CREATED}}
-	node.Containers = append(node.Containers, created)
+	failed := &fake.Container{SandboxID: "x", Status: &runtimeapi.ContainerStatus{Id: "failed", State: runtimeapi.ContainerState_CONTAINER_EXITED}}
+	node.Containers = append(node.Containers, created, failed)
+	node.Sandboxes = append(node.Sandboxes, &fake.Sandbox{Status: &runtimeapi.PodSandboxStatus{Id: "sandbox", State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY}})
 	running := node.Containers[0].Status.GetId()
 	server, client := serve(t, node)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -200,13 +202,20 @@ func TestWhatIsBeingMade(t *testing.T) {
 	}
 	starting := func(want ...string) {
 		t.Helper()
-		if got := inventory(t, client).Starting; !slices.Equal(got, want) {
-			t.Errorf("starting %q, want %q", got, want)
+		got := inventory(t, client)
+		if !slices.Equal(got.Starting, want) {
+			t.Errorf("starting %q, want %q", got.Starting, want)
+		}
+		for _, c := range got.Ended {
+			if slices.Contains(want, c.ID) {
+				t.Errorf("%s is starting, and ended", c.ID)
+			}
 		}
 	}
 	starting("created")
 	tell("/containers/create", &eventsapi.ContainerCreate{ID: "sandbox"})
 	tell("/containers/create", &eventsapi.ContainerCreate{ID: "other"})
+	tell("/containers/create", &eventsapi.ContainerCreate{ID: "failed"}) // to start, which is no event
 	tell("/containers/create", &eventsapi.ContainerCreate{ID: "created"})
 	tell("/containers/create", &eventsapi.ContainerCreate{ID: running})
 	server.Emit("moby", "/containers/create", &eventsapi.ContainerCreate{ID: "docker"})

@@ -65,9 +65,12 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 	}
 	budget, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	c.large.over = budget.Done()
+	c.large.over = budget
 	subjects, ended := c.listed(all.GetContainers(), pods.GetItems())
-	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(all.GetContainers(), subjects), Limits: slices.Clone(c.passed)}
+	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(all.GetContainers(), pods.GetItems()), Limits: slices.Clone(c.passed)}
+	ended = slices.DeleteFunc(ended, func(s *subject) bool { // one that is not ready yet
+		return slices.Contains(inventory.Starting, InventoryID(s.namespace, s.id))
+	})
 	if c.containerd = runtime.Name == "containerd"; c.containerd {
 		unmanaged, limits := c.unmanaged(ctx, idsOf(all.GetContainers(), pods.GetItems()))
 		subjects = append(subjects, unmanaged...)
@@ -236,17 +239,22 @@ func plainID(text string) bool {
 
 // starting returns the containers and sandboxes that are made and do not count as
 // running yet. While one starts, the OCI runtime and its createContainer hooks are in
-// its cgroup, for as long as a hook takes. A sandbox is in no list until it runs; of
-// one that is being made containerd's events tell, where they are heard.
-func (c *Client) starting(all []*runtimeapi.Container, running []*subject) []string {
+// its cgroup, for as long as a hook takes. A container's state is told by the list; that
+// a sandbox is being made is told by containerd's events alone, where they are heard.
+func (c *Client) starting(all []*runtimeapi.Container, pods []*runtimeapi.PodSandbox) []string {
 	var ids []string
+	told := make(map[string]bool, len(all))
 	for _, container := range all {
+		told[container.GetId()] = true
 		if s := container.GetState(); s == runtimeapi.ContainerState_CONTAINER_CREATED || s == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
 			ids = append(ids, InventoryID(criNamespace, container.GetId()))
 		}
 	}
+	for _, sandbox := range pods {
+		told[sandbox.GetId()] = told[sandbox.GetId()] || sandbox.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY
+	}
 	for _, id := range c.starts.made() {
-		if !slices.ContainsFunc(running, func(s *subject) bool { return s.id == id }) {
+		if !told[id] {
 			ids = append(ids, InventoryID(criNamespace, id))
 		}
 	}

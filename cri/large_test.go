@@ -1,12 +1,14 @@
 package cri_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,6 +159,69 @@ func TestAStatusThatHangsIsItsOwnAffair(t *testing.T) {
 	for _, c := range inventory(t, client).Containers {
 		if c.Observation != drift.Observed || c.Declared.OCI == nil || c.InitPID == 0 {
 			t.Errorf("%+v", c)
+		}
+	}
+}
+
+// TestAStatusThatHangsAlone: the runtime answers in few words, so it is the container's own
+// affair that nothing is known of it, and no other source tells.
+func TestAStatusThatHangsAlone(t *testing.T) {
+	node := one(t, "default")
+	var calls atomic.Int64
+	node.Before = func(ctx context.Context, method string) error {
+		if method == "ContainerStatus" && calls.Add(1) == 1 {
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}
+	client := connect(t, fake.Serve(t, node).Endpoint, patience)
+	if c := named(t, inventory(t, client), "default"); c.Observation != drift.Unreadable || !c.Undeclared || !strings.Contains(c.Reason, "no answer within") {
+		t.Errorf("%+v", c)
+	}
+	if c := named(t, inventory(t, client), "default"); c.Observation != drift.Observed || c.Undeclared {
+		t.Errorf("at the second look: %+v", c)
+	}
+}
+
+// TestLargeAnswersWaitForEachOther, and no longer than one timeout: the container for which
+// there was no time is asked for at the next look.
+func TestLargeAnswersWaitForEachOther(t *testing.T) {
+	node, other := one(t, "default"), one(t, "restricted")
+	node.Containers, node.Sandboxes = append(node.Containers, other.Containers...), append(node.Sandboxes, other.Sandboxes...)
+	for _, c := range node.Containers {
+		c.Info = longInfo(500_000)
+	}
+	var calls atomic.Int64
+	both := make(chan struct{}) // are asked for in the usual way
+	node.Before = func(ctx context.Context, method string) error {
+		if method != "ContainerStatus" {
+			return nil
+		}
+		switch calls.Add(1) {
+		case 1:
+			<-both
+		case 2:
+			close(both)
+		case 3: // the first one in gzip
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}
+	server := fake.Serve(t, node)
+	client := connect(t, server.Endpoint, 2*patience)
+	later := 0
+	for _, c := range inventory(t, client).Containers {
+		if strings.Contains(c.Reason, "not asked yet") && !c.Undeclared {
+			later++
+		}
+	}
+	if later != 1 {
+		t.Errorf("%d containers were put off, want 1", later)
+	}
+	server.Update(func(n *fake.Node) { n.Before = nil })
+	for _, c := range inventory(t, client).Containers {
+		if c.Observation != drift.Observed || c.Undeclared {
+			t.Errorf("at the second look: %+v", c)
 		}
 	}
 }

@@ -164,8 +164,19 @@ func (c *Client) find(ctx context.Context, s *subject, unanswered *silences) {
 		}
 	}
 	c.elsewhere(ctx, s, unanswered)
-	s.settled = !errors.Is(s.err, errLater) && !c.hangs(&unanswered.statuses)
+	s.settled = s.err == nil || !errors.Is(s.err, errLater) && (!hangs || c.answers(ctx, s, unanswered))
 	s.facts.undeclared = s.settled && s.err != nil
+}
+
+// answers reports whether the runtime tells in few words of a container whose verbose
+// status stayed without an answer: then that is the container's own affair.
+func (c *Client) answers(ctx context.Context, s *subject, unanswered *silences) bool {
+	if s.runs == nil || c.hangs(&unanswered.statuses) {
+		return false
+	}
+	_, err := s.runs(ctx)
+	note(&unanswered.statuses, err)
+	return err == nil
 }
 
 // elsewhere takes what was declared for a container from where its verbose status is

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding/gzip"
@@ -91,23 +92,23 @@ func ask[Answer answer](ctx context.Context, c *Client, method string, request p
 // inventory that is under way is over.
 type turns struct {
 	one  chan struct{}
-	over <-chan struct{}
+	over context.Context // of the inventory; it has a deadline
 }
 
 func (t *turns) enter(ctx context.Context) error {
 	select {
-	case <-t.over:
-		return errLater
-	default:
-	}
-	select {
 	case t.one <- struct{}{}:
-		return nil
-	case <-t.over:
+	case <-t.over.Done():
 		return errLater
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	// A busy machine is late to say that the time is over.
+	if deadline, _ := t.over.Deadline(); !time.Now().Before(deadline) {
+		t.leave()
+		return errLater
+	}
+	return nil
 }
 
 func (t *turns) leave() { <-t.one }

@@ -67,7 +67,7 @@ func (b *budget) charge(s *share, cost time.Duration, done int) {
 
 // account is what a sweep remembers of a group for the next one.
 type account struct {
-	cost  time.Duration // of reading its processes
+	each  time.Duration // what reading one of its processes costs on average; 0 where none was
 	swept time.Duration // when, by the node's uptime
 	// late is when each process was read last or, where it never was, first listed.
 	// It is nil unless some were not read for want of time, for the first time in a row
@@ -105,10 +105,7 @@ func (g *group) last() map[int]*drift.Process {
 func (s *sweep) readInTime(groups []*group) error {
 	groups = slices.DeleteFunc(groups, func(g *group) bool { return len(g.readings) == 0 })
 	expected := func(g *group) time.Duration {
-		if known, ok := s.accounts[g.key()]; ok {
-			return max(known.cost, time.Duration(len(g.readings))*ordinaryCost)
-		}
-		return time.Duration(len(g.readings)) * ordinaryCost
+		return time.Duration(len(g.readings)) * cmp.Or(s.accounts[g.key()].each, ordinaryCost)
 	}
 	slices.SortStableFunc(groups, func(a, b *group) int { return cmp.Compare(expected(a), expected(b)) })
 	var first []*reading
@@ -265,11 +262,15 @@ func (s *sweep) late(g *group, pid int) {
 func (s *sweep) settle(g *group) account {
 	now := s.look.uptime
 	last, known := s.accounts[g.key()]
-	a := account{cost: g.cost, swept: now}
+	a := account{each: last.each, swept: now}
+	late := 0
+	if g.overdue != nil {
+		late = len(g.overdue.PIDs)
+	}
+	if read := len(g.readings) - late; read > 0 {
+		a.each = g.cost / time.Duration(read)
+	}
 	switch {
-	case g.resting:
-		a.cost = last.cost
-		return a
 	case g.overdue == nil:
 		return a
 	case !known:
@@ -295,7 +296,7 @@ func (s *sweep) settle(g *group) account {
 		a.late[pid] = at
 		o.Oldest = max(o.Oldest, now-at)
 	}
-	o.For, o.Read, o.Took = now-a.since, len(g.readings)-len(o.PIDs), g.cost
+	o.For, o.Read, o.Took = now-a.since, len(g.readings)-late, g.cost
 	return a
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,6 +132,14 @@ func TestCostlyContainersShareEvenly(t *testing.T) {
 		}
 		given = sweep.Containers
 	}
+	// What one does not need is another's.
+	c.cgroup("x/"+idB, 200, 201, 202)
+	for pid := 203; pid < 250; pid++ {
+		c.remove(fmt.Sprintf("proc/%d", pid))
+	}
+	if a := c.look(15, given...).Containers[0].Overdue; a == nil || a.Took < 600*time.Millisecond {
+		t.Errorf("one of them is left: %+v", a)
+	}
 }
 
 // TestEveryProcessIsReadInTime: 800 processes that cost 16 ms each are all read within ten
@@ -203,7 +212,7 @@ func TestAStageIsNotKept(t *testing.T) {
 		a = c.look(15, a).Containers[0]
 	}
 	next := c.look(15, a).Containers[0]
-	stage := next.Overdue.PIDs[len(next.Overdue.PIDs)-1]
+	stage := c.reads[0] // which is the last one that would be read again
 	for i := range next.Processes {
 		if next.Processes[i].PID == stage {
 			next.Processes[i].Observation = drift.Starting
@@ -217,7 +226,7 @@ func TestAStageIsNotKept(t *testing.T) {
 // TestCostlyThreads: threads are read as long as a container's part of the time lasts, and
 // in the end all are.
 func TestCostlyThreads(t *testing.T) {
-	c := clock(t, proc.Options{Time: 200 * time.Millisecond, Threads: -1})
+	c := clock(t, proc.Options{Time: 120 * time.Millisecond, Threads: -1})
 	a, b := c.crowd(idA, time.Microsecond, 100, 101), c.crowd(idB, time.Microsecond, 200, 201)
 	for pid, cost := range map[int]time.Duration{100: 10 * time.Millisecond, 200: time.Microsecond} {
 		c.edit(fmt.Sprintf("proc/%d/status", pid), "Threads:\t1", "Threads:\t31")
@@ -305,5 +314,42 @@ func TestNewProcessesAreReadInTime(t *testing.T) {
 	}
 	if len(seen) < 35 {
 		t.Errorf("in 2000 s, which pay for 20 s, %d more were read", len(seen))
+	}
+}
+
+// TestLiveGroups: processes that have 65,536 groups are read in turns, as long as the time
+// lasts, and each is read; what reading them costs is measured.
+func TestLiveGroups(t *testing.T) {
+	needRoot(t)
+	groups := make([]uint32, 1<<16)
+	for i := range groups {
+		groups[i] = 4_000_000_000 + uint32(i)
+	}
+	var pids []int
+	for range 6 {
+		c, _ := actor(t, "sleep", &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: groups}})
+		pids = append(pids, c.Process.Pid)
+	}
+	fs := listed(t, pids...).With(proc.Options{LeadersOnly: true, Readers: 1, Time: time.Millisecond})
+	given, read := drift.Container{ID: idA, CgroupPath: "/x"}, map[int]bool{}
+	for n := 0; len(read) < len(pids); n++ {
+		if n == len(pids) {
+			t.Fatalf("%d sweeps read %d of %d processes", n, len(read), len(pids))
+		}
+		sweep, err := fs.Sweep(context.Background(), []drift.Container{given})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := slices.IndexFunc(sweep.Containers, func(c drift.Container) bool { return c.ID == idA })
+		o := sweep.Containers[at].Overdue
+		if o == nil || o.Took < time.Millisecond || o.Read == 0 {
+			t.Fatalf("overdue: %+v", o)
+		}
+		given.Processes = sweep.Containers[at].Processes
+		for i := range given.Processes {
+			p := &given.Processes[i]
+			p.Observation = drift.Observed
+			read[p.PID] = true
+		}
 	}
 }

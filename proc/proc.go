@@ -55,9 +55,10 @@ type Options struct {
 	// Readers is how many processes are read at the same time; as many as there are
 	// cores when 0. One is the cheapest, by a sixth.
 	Readers int
-	// Time is how much processor time a sweep may take to read processes, and half as
-	// much again to read threads. Containers have equal parts of it. What does not fit is
-	// told as overdue, and comes with the next sweeps. There is no bound when it is 0.
+	// Time is how much processor time a sweep may take to read processes; to read their
+	// threads it may take one and a half as much. Containers have equal parts of it. What
+	// does not fit is told as overdue, and comes with the next sweeps. There is no bound
+	// when it is 0.
 	Time time.Duration
 	// Arguments has the command lines of those read whose lineage is. They may hold
 	// secrets.

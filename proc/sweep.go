@@ -110,7 +110,7 @@ type sweep struct {
 	readers []*reader
 	// withThreads: threads are read, or counted as skipped.
 	withThreads bool
-	time        time.Duration // for reading processes, and half of it for threads; no bound where it is 0
+	time        time.Duration // for reading processes, and half as much again for threads; no bound where it is 0
 	laps        func() lap
 	held        func(pid int) (capdecode.Sets, bool) // nil where nobody can be asked
 	groups      []*group                             // the given ones first
@@ -703,7 +703,7 @@ func (s *sweep) readThreads() error {
 	for i := range jobs {
 		jobs[i].g.share.pending++
 	}
-	b := newBudget(s.time/2, len(threads))
+	b := newBudget(s.time/2*3, len(threads))
 	err := s.parallel(len(jobs), func(r *reader, i int) {
 		j := &jobs[i]
 		left, pending := b.open(&j.g.share)

@@ -31,6 +31,13 @@ type lookOptions struct {
 // in one sweep: more than an ordinary node runs, and no more than a second's work.
 const threadBudget = 20_000
 
+// scanTime bounds the processor time of one look at all processes, which are as costly to
+// read as they like: 200,000 ordinary ones fit. Who wants all threads has the time.
+const (
+	scanTime     = 10 * time.Second
+	thoroughTime = 2 * time.Minute
+)
+
 // betweenLooks is the time between two looks at something suspicious.
 const betweenLooks = time.Second
 
@@ -76,7 +83,11 @@ func (o *lookOptions) threadBudget() int {
 
 // host reads this node's /proc and cgroups.
 func (o *lookOptions) host() *proc.FS {
-	return proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget()})
+	limit := scanTime
+	if o.threads == "always" {
+		limit = thoroughTime
+	}
+	return proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget(), Time: limit})
 }
 
 // look takes one look at the node, and more where something is suspicious.
