@@ -4,6 +4,7 @@ package attacks
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/capdrift/capdrift/e2e/cgroup"
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
@@ -30,14 +32,12 @@ const sysAdmin = 1 << 21
 // tasksOf are the threads of all processes in a container's cgroup.
 func tasksOf(t *testing.T, c *node.Container) (list []task) {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	pids, err := cgroup.Beside(c.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
-		if text, err := os.ReadFile(file); err == nil && bytes.Contains(text, []byte(c.ID)) {
-			list = append(list, tasksIn(filepath.Dir(file))...)
-		}
+	for _, pid := range pids {
+		list = append(list, tasksIn(fmt.Sprintf("/proc/%d", pid))...)
 	}
 	return list
 }

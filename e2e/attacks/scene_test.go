@@ -232,12 +232,13 @@ func (s *scene) spares() {
 // one, and of one of the kinds if any are named.
 func (s *scene) finds(c *node.Container, least string, kinds ...string) (found finding) {
 	s.t.Helper()
+	ok := false
 	defer func() {
-		if s.t.Failed() {
+		if !ok {
 			s.t.Logf("open is %v, the coverage %+v", s.told.open(), s.told.covers())
 		}
 	}()
-	s.await(fmt.Sprintf("the agent finds something %s in %s, of %q", least, c.Pod.Container, kinds), func() (ok bool) {
+	s.await(fmt.Sprintf("the agent finds something %s in %s, of %q", least, c.Pod.Container, kinds), func() bool {
 		found, ok = about(s.told.open(), c.ID, least, kinds)
 		return ok
 	})
@@ -262,6 +263,34 @@ func (s *scene) scanFinds(c *node.Container, least string, kinds ...string) {
 	}
 }
 
+// findsAll waits until the agent has something critical open about each of several containers, and
+// asserts that a scan has too.
+func (s *scene) findsAll(containers []*node.Container) {
+	s.t.Helper()
+	missing := func(findings []finding) (names []string) {
+		for _, c := range containers {
+			if _, ok := about(findings, c.ID, "critical", nil); !ok {
+				names = append(names, c.Pod.Container)
+			}
+		}
+		return names
+	}
+	var agent []string
+	defer func() {
+		if agent != nil {
+			s.t.Logf("the agent finds nothing critical in %q; open is %v", agent, s.told.open())
+		}
+	}()
+	s.await("the agent finds something critical in each", func() bool {
+		agent = missing(s.told.open())
+		return agent == nil
+	})
+	r := s.scan()
+	if names := missing(r.Findings); names != nil {
+		s.t.Errorf("scan finds nothing critical in %q; it finds %v, coverage %+v", names, r.Findings, r.Coverage)
+	}
+}
+
 // mentions waits until the agent says anything about a container: a limit that names it, or a
 // finding, be it information.
 func (s *scene) mentions(c *node.Container) {
@@ -277,14 +306,17 @@ func (s *scene) limits(c *node.Container) {
 	s.await("a limit names "+c.Pod.Container, func() bool { return s.told.limited(c.Pod.Container) })
 }
 
-// showLog shows what the agent wrote.
+// showLog shows the end of what the agent wrote.
 func (s *scene) showLog() {
 	logs, _ := filepath.Glob(filepath.Join(theNode.Root, "logs", "*", "agent-"+s.t.Name()+"-*.log"))
 	for _, name := range logs {
 		text, err := os.ReadFile(name)
-		if lines := strings.Split(string(text), "\n"); len(lines) > 40 {
-			text = []byte(strings.Join(lines[len(lines)-40:], "\n"))
+		if err != nil {
+			s.t.Error(err)
 		}
-		s.t.Logf("the agent wrote, %v:\n%s", err, text)
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		for _, line := range lines[max(0, len(lines)-15):] {
+			s.t.Logf("the agent wrote %.240s", line)
+		}
 	}
 }
