@@ -152,6 +152,26 @@ func nests(value string, _ []string) error {
 	return nil
 }
 
+// burn forks children that compute for ever, and end with their parent.
+func burn(value string, _ []string) error {
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return err
+	}
+	for range n {
+		pid, errno := fork(0)
+		if errno != 0 {
+			return errno
+		}
+		if pid == 0 {
+			_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0)
+			for { //nolint:staticcheck // it is to spin
+			}
+		}
+	}
+	return nil
+}
+
 // setUIDs sets real, effective and saved uid, "R:E:S", of every thread.
 func setUIDs(value string, _ []string) error {
 	r, e, s, err := parseUIDs(value)

@@ -45,6 +45,7 @@
 //	projects        map project ids as the initial user namespace does
 //	uids=R:E:S      real, effective and saved uid of every thread
 //	leader=R:E:S    the same of the leader alone
+//	burn=N          N children that compute for ever
 //	drop            let the kernel collect ended children
 //	pause=FOR       go on after a duration
 //	await           print "ready" and go on after SIGUSR1
@@ -60,7 +61,7 @@
 //	sleep           wait for SIGTERM
 //	exit            leave at once
 //
-// Under other names it is a wrapper of the OCI runtime (wrapper.go).
+// Under other names it is a wrapper of the OCI runtime, or a hook of it (wrapper.go).
 package main
 
 import (
@@ -104,6 +105,8 @@ func main() {
 // roles are what the actor is under other names.
 var roles = map[string]func() error{
 	wrapperName: wrap,
+	slowName:    wrapSlowly,
+	hookName:    slowHook,
 }
 
 // A step gets the text after "=" and the steps that follow it.
@@ -133,6 +136,7 @@ var steps = map[string]step{
 	"projects": mapProjects,
 	"uids":     setUIDs,
 	"leader":   setLeaderUIDs,
+	"burn":     burn,
 	"drop":     dropChildren,
 	"pause":    pause,
 	"await":    await,

@@ -5,6 +5,7 @@ package attacks
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,4 +114,22 @@ func (s *scene) foundRoot(c *node.Container) {
 	s.finds(c, "medium", "became_root")
 	s.keeps(c, "medium", "became_root")
 	s.scanFinds(c, "medium", "became_root")
+}
+
+// TestRow24Worker: the leader of a root container gave up everything, and a worker thread still holds
+// CAP_NET_BIND_SERVICE. That one is not given up.
+func TestRow24Worker(t *testing.T) {
+	t.Parallel()
+	s := begin(t)
+	c := s.innocent("worker", nil, "worker=400", "ready", "sleep")
+	if !slices.ContainsFunc(tasksOf(t, c), func(one task) bool { return one.tid != one.pid && one.permitted == 0x400 }) {
+		t.Fatal("no thread holds it")
+	}
+	for who, r := range map[string]report{"the agent": s.look(), "scan": s.scan()} {
+		for _, f := range r.about(c.ID) {
+			if f.Kind == "dropped" && slices.Contains(f.Capabilities, "CAP_NET_BIND_SERVICE") {
+				t.Errorf("%s: %v", who, f)
+			}
+		}
+	}
 }

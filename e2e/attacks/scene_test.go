@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -189,11 +188,7 @@ func (s *scene) scan() report {
 	if err := json.Unmarshal(stdout, &r); err != nil {
 		s.t.Fatalf("scan: %v: %s", err, stderr)
 	}
-	for _, f := range r.Findings {
-		if why := s.wrong(f); why != "" {
-			s.t.Errorf("scan: %s: %v", why, f)
-		}
-	}
+	s.fair("scan", r.Findings)
 	return r
 }
 
@@ -213,18 +208,22 @@ func (s *scene) wrong(f finding) string {
 	}
 }
 
-// spares asserts that no innocent has been accused since the test began.
+// spares asserts that the agent has accused no innocent since the test began.
 func (s *scene) spares() {
 	s.t.Helper()
-	var said []string
-	for _, f := range s.told.everFound() {
-		why := s.wrong(f)
-		key := fmt.Sprint(f.ContainerID, f.Kind, f.Severity)
-		if why == "" || slices.Contains(said, key) {
-			continue
+	s.fair("the agent", s.told.everFound())
+}
+
+// fair asserts that nobody is accused wrongly, and tells of each kind once.
+func (s *scene) fair(who string, findings []finding) {
+	s.t.Helper()
+	said := map[string]bool{}
+	for _, f := range findings {
+		why, key := s.wrong(f), fmt.Sprint(f.ContainerID, f.Kind, f.Severity)
+		if why != "" && !said[key] {
+			said[key] = true
+			s.t.Errorf("%s: %s: %v", who, why, f)
 		}
-		said = append(said, key)
-		s.t.Errorf("the agent: %s: %v", why, f)
 	}
 }
 

@@ -172,7 +172,10 @@ func inheritProcessors(dir string) error {
 
 // Enter puts the calling process into a cgroup, in every tree. It may be missing, but not what is above
 // it; unlike Make, Enter lets the caller come from there.
-func Enter(path string) error {
+func Enter(path string) error { return Put(path, 0) }
+
+// Put is Enter for another process.
+func Put(path string, pid int) error {
 	all, err := Hierarchies()
 	if err != nil {
 		return err
@@ -182,7 +185,7 @@ func Enter(path string) error {
 		if err := h.mkdir(dir); err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
-		if err := put(dir, 0); err != nil {
+		if err := put(dir, pid); err != nil {
 			return err
 		}
 	}
@@ -201,6 +204,20 @@ func Follow(of, pid int) error {
 		}
 	}
 	return nil
+}
+
+// Of is the cgroup of a process in one of the trees.
+func Of(pid int) (string, error) {
+	all, err := Hierarchies()
+	if err != nil {
+		return "", err
+	}
+	dirs, err := dirsOf(pid)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(all, func(h Hierarchy) bool { return strings.HasPrefix(dirs[0], h.Mount+"/") })
+	return strings.TrimPrefix(dirs[0], all[i].Mount), nil
 }
 
 // Beside lists the processes in the cgroup of another process, in one of the trees.

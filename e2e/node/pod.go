@@ -336,6 +336,14 @@ func (n *Node) Resize(ctx context.Context, c *Container, resources *cri.LinuxCon
 	return err
 }
 
+// Stop stops a container, at once, and keeps it and its pod.
+func (n *Node) Stop(ctx context.Context, c *Container) error {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	_, err := n.runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.ID})
+	return err
+}
+
 // Remove stops and removes a pod with its container, or of a shared pod the container alone.
 // Removing twice is not an error.
 func (n *Node) Remove(ctx context.Context, c *Container) error {
