@@ -98,6 +98,11 @@ func inNamespacesOf(value string, rest []string) error {
 		defer f.Close()
 		files[i] = f
 	}
+	own, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
 	// setns of a mount namespace is refused while the thread shares its root.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
@@ -114,6 +119,10 @@ func inNamespacesOf(value string, rest []string) error {
 	cmd.SysProcAttr.Pdeathsig = 0
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	// Who started it is not in the container: that would be found too.
+	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("setns mnt: %w", err)
 	}
 	fmt.Println("pid", cmd.Process.Pid)
 	return handOver(cmd)
