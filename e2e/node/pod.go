@@ -51,7 +51,17 @@ type Container struct {
 	Sandbox string // the pod's; empty when no CRI pod explains the container
 	Pid     int    // of its first process, as the host sees it; 0 before it is started
 	Pod     Pod
-	log     string // its output
+	// Namespace is containerd's, where that is another than the CRI's.
+	Namespace string
+	log       string // its output
+}
+
+// ReportedID is the id that a report has of it.
+func (c *Container) ReportedID() string {
+	if c.Namespace == "" {
+		return c.ID
+	}
+	return c.Namespace + "/" + c.ID
 }
 
 // sandbox is a pod without containers.
