@@ -204,3 +204,4 @@ type full struct{}
 
 func (full) Depth() (records int, bytes int64) { return 1, 4096 }
 func (full) Lost() uint64                      { return 1 }
+func (full) Refused() uint64                   { return 1 }

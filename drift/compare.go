@@ -272,7 +272,7 @@ func (b *book) edited(f Finding, allowed bool) Finding {
 	}
 	f.Cause = CauseWrapper
 	f.Message += ". The config.json that the OCI runtime read says just this: " + by + " changed what the container runtime had written"
-	f.Remedy = "Compare config.json in the container's bundle with the spec that the runtime shows (crictl inspect). Correct or remove what edits it (BinaryName and hooks in the runtime's configuration), then create the pod anew."
+	f.Remedy = keepEvidence + "Then compare config.json in the container's bundle with the spec that the runtime shows (crictl inspect). Correct or remove what edits it (BinaryName and hooks in the runtime's configuration), then create the pod anew."
 	return f
 }
 

@@ -103,7 +103,7 @@ func (b *book) criMismatch(pod PodSecurity, got CRI) {
 		Capabilities: (wanted.add ^ given.add) | (wanted.drop ^ given.drop),
 		Message: fmt.Sprintf("%s: what the runtime was told is not what the kubelet makes of the pod spec (%s): %s differ",
 			b.container.Label(), clip(pod.Source), strings.Join(fields, ", ")),
-		Remedy: "The kubelet copies these fields as they are: look for another client of the runtime's socket, or a proxy between the two. Then delete the pod.",
+		Remedy: keepEvidence + "The kubelet copies these fields as they are: look for another client of the runtime's socket, or a proxy between the two.",
 	}
 	if b.container.ByName {
 		f.Severity, f.Cause = Medium, CauseFile

@@ -12,16 +12,8 @@ type Incident struct {
 // Worst returns the finding that stands for the incident where one line has to do.
 func (i Incident) Worst() Finding { return i.Findings[0] }
 
-// Others returns the kinds of all findings but the worst, each once, in their order.
-func (i Incident) Others() []Kind {
-	var kinds []Kind
-	for _, f := range i.Findings[1:] {
-		if !slices.Contains(kinds, f.Kind) {
-			kinds = append(kinds, f.Kind)
-		}
-	}
-	return kinds
-}
+// Others returns all findings but the worst.
+func (i Incident) Others() []Finding { return i.Findings[1:] }
 
 // Incidents groups findings by their incident, the worst group first. Findings and
 // groups of one severity stay in the order in which they came. What an exception

@@ -42,11 +42,6 @@ func TestIncidents(t *testing.T) {
 			[]string{"z: nnp_missing; inheritable_excess", ": drop_ignored; ", "a: nnp_missing; "},
 		},
 		{
-			"a kind that several threads show is named once",
-			[]drift.Finding{finding("a", drift.Critical, drift.PermittedExcess), finding("a", drift.Critical, drift.ThreadExcess), finding("a", drift.Critical, drift.ThreadExcess)},
-			[]string{"a: permitted_excess; thread_excess"},
-		},
-		{
 			"what an exception accepts does not stand for the rest",
 			[]drift.Finding{accepted, finding("a", drift.High, drift.NNPMissing)},
 			[]string{"a: bounding_excess; ", "a: nnp_missing; "},
@@ -57,8 +52,8 @@ func TestIncidents(t *testing.T) {
 			var got []string
 			for _, incident := range drift.Incidents(test.findings) {
 				kinds := make([]string, 0, 4)
-				for _, kind := range incident.Others() {
-					kinds = append(kinds, string(kind))
+				for _, f := range incident.Others() {
+					kinds = append(kinds, string(f.Kind))
 				}
 				got = append(got, fmt.Sprintf("%s: %s; %s", incident.ID, incident.Worst().Kind, strings.Join(kinds, " ")))
 			}

@@ -25,8 +25,7 @@ func Transient(example Finding, seen capdecode.Set) Finding {
 		ID: findingID(example.ContainerID, string(TransientDrift)), Kind: TransientDrift, Severity: High, From: LayerOCI, Layer: LayerKernel,
 		ContainerID: example.ContainerID, Container: example.Container, Pod: example.Pod, Capabilities: seen,
 		Message: fmt.Sprintf("processes or threads of %s showed %s in more than one look, and each time had ended or given that up before a second look", example.Label(), held),
-		Remedy: "Keep the evidence first: freeze the container's cgroup (cgroup.freeze) or stop its processes (kill -STOP), and dump what they hold (capdrift dump). " +
-			"Then find what starts them: a process from the host (runc or crun exec --cap, nsenter), or a program that gains and gives up what it should not have. " +
+		Remedy: keepEvidence + "Then find what starts them: a process from the host (runc or crun exec --cap, nsenter), or a program that gains and gives up what it should not have. " +
 			"Use the agent and not single scans: it looks several times a second.",
 	}
 }

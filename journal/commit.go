@@ -143,7 +143,7 @@ func (j *Journal) write(group []*request, next *index, doubt bool) error {
 			if doubt && w.known(records) {
 				records = nil
 			}
-			if r.err = w.check(records, r.batch, j.options.MaxBytes/8); r.err != nil {
+			if r.err = w.check(records, r.batch, j.MaxState()); r.err != nil {
 				continue
 			}
 			accepted++

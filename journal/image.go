@@ -334,6 +334,7 @@ func (t *tree) root() {
 	}
 	t.leaf(page, nil, nil, true, func(flags uint32, name, value []byte) {
 		switch {
+		case t.image.foreign != nil: // nothing of it will be read
 		case flags != elementBucket || !slices.ContainsFunc(bucketsOf(t.walk.form()), func(b []byte) bool { return bytes.Equal(b, name) }):
 			t.walk.wrong("there is something else among the buckets")
 		case len(value) < 16:

@@ -372,6 +372,10 @@ func (j *Journal) Refused() uint64 {
 	return j.index.about.refused
 }
 
+// MaxState is how many bytes the state may have, its keys and some twenty bytes for each
+// entry included.
+func (j *Journal) MaxState() int64 { return j.options.MaxBytes / 8 }
+
 // Depth is how many records are kept, and the bytes that they take.
 func (j *Journal) Depth() (records int, bytes int64) {
 	j.mu.RLock()

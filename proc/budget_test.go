@@ -304,6 +304,16 @@ func TestNewProcessesAreReadInTime(t *testing.T) {
 	if got := read()[idA]; !slices.Equal(got, []int{151}) {
 		t.Errorf("read in debt: %v, want 151", got)
 	}
+	c.crowd(idA, 20*time.Millisecond, 100, 180)
+	for pid := 152; pid < 180; pid++ {
+		c.parent(pid, 1)
+	}
+	if got := len(read()[idA]); got == 0 || got > 12 {
+		t.Errorf("%d from outside were read in debt", got)
+	}
+	if got := changed(t, m); got != "" {
+		t.Errorf("nobody of %s can be read now", got)
+	}
 	seen := map[int]bool{}
 	for range 200 {
 		c.uptime += 10

@@ -41,12 +41,13 @@ const (
 // then not even be killed (fs/fuse/dev.c request_wait_answer). So only files are opened
 // whose file system is known to answer by itself; the file system is told by
 // mountinfo, which asks nobody. Beyond that a file that takes too long, as on a broken
-// disk, costs one thread: while it hangs, nothing else is hashed.
+// disk, costs one thread: while it hangs, nothing else is hashed, and nobody waits for it.
 type programs struct {
-	now func() time.Time
+	now     func() time.Time
+	reading chan struct{} // holds one while a file is being read
 
 	mu     sync.Mutex
-	busy   bool // a file is being read
+	since  time.Time // the newest file is being read, or was
 	sums   map[fileVersion]string
 	minute time.Time
 	spent  map[uint64]int64 // bytes since then, by device
@@ -60,7 +61,7 @@ type fileVersion struct {
 }
 
 func newPrograms(now func() time.Time) *programs {
-	return &programs{now: now, sums: make(map[fileVersion]string), spent: make(map[uint64]int64), memory: sync.OnceValues(memfdDevice)}
+	return &programs{now: now, reading: make(chan struct{}, 1), sums: make(map[fileVersion]string), spent: make(map[uint64]int64), memory: sync.OnceValues(memfdDevice)}
 }
 
 const withoutPtrace = "it may not be read without CAP_SYS_PTRACE"
@@ -162,33 +163,55 @@ func (p *programs) known(v fileVersion) (sum string, ok bool) {
 	return sum, ok
 }
 
-// begin takes the right to read one file, or says why there is none.
+// begin takes the right to read one file, or says why there is none. It waits for a file
+// that is being read, but not for one that is overdue.
 func (p *programs) begin(v fileVersion) (why string) {
+	if !p.spend(v) {
+		return fmt.Sprintf("more than %d MiB of its file system were hashed within a minute", hashBudget>>20)
+	}
+	p.mu.Lock()
+	patience := max(0, hashWait-p.now().Sub(p.since))
+	p.mu.Unlock()
+	select {
+	case p.reading <- struct{}{}:
+	default:
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		select {
+		case p.reading <- struct{}{}:
+		case <-timer.C:
+			return "the file of another program is being read, and takes long"
+		}
+	}
+	p.mu.Lock()
+	p.since = p.now()
+	p.mu.Unlock()
+	return ""
+}
+
+// spend takes the size of a file off the budget of its file system, if that has so much.
+func (p *programs) spend(v fileVersion) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if now := p.now(); now.Sub(p.minute) >= time.Minute || now.Before(p.minute) {
 		p.minute = now
 		clear(p.spent)
 	}
-	switch {
-	case p.busy:
-		return "the file of another program is being read"
-	case p.spent[v.device]+int64(v.size) > hashBudget:
-		return fmt.Sprintf("more than %d MiB of its file system were hashed within a minute", hashBudget>>20)
+	if p.spent[v.device]+int64(v.size) > hashBudget {
+		return false
 	}
-	p.busy = true
 	p.spent[v.device] += int64(v.size)
-	return ""
+	return true
 }
 
 // end gives the right back. A sum of "" is none.
 func (p *programs) end(v fileVersion, sum string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.busy = false
+	<-p.reading
 	if sum == "" {
 		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if len(p.sums) >= keptHashes {
 		clear(p.sums)
 	}

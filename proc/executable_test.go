@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -131,7 +132,7 @@ func TestExecutable(t *testing.T) {
 			}
 		})
 	}
-	if p.busy {
+	if len(p.reading) != 0 {
 		t.Error("a file is still being read")
 	}
 }
@@ -198,36 +199,60 @@ func TestExecutableIsOpenedOnKnownFileSystemsOnly(t *testing.T) {
 func TestProgramsBoundTheirWork(t *testing.T) {
 	now := time.Unix(1000, 0)
 	p := newPrograms(func() time.Time { return now })
-	file := fileVersion{device: 1, inode: 1, size: hashBudget/2 + 1}
-	other := fileVersion{device: 2, inode: 1, size: hashBudget / 2}
+	large := fileVersion{device: 1, inode: 1, size: hashBudget/2 + 1}
+	other := fileVersion{device: 2, inode: 1, size: 1}
 	for _, step := range []struct {
-		name  string
-		of    fileVersion
-		after time.Duration
-		ends  bool
-		want  string
+		name string
+		of   fileVersion
+		ends bool // the one before
+		wait time.Duration
+		want string
 	}{
-		{name: "the first file is read", of: file, ends: false, want: ""},
-		{name: "and no other beside it", of: other, want: "the file of another program is being read"},
-		{name: "when it is done", of: other, ends: true, want: ""},
-		{name: "who has used up his budget waits", of: file, ends: true, want: "more than 256 MiB of its file system were hashed within a minute"},
-		{name: "others do not", of: other, want: ""},
-		{name: "a minute later he may again", of: file, ends: true, after: time.Minute, want: ""},
+		{name: "the first file is read", of: large},
+		{name: "nobody waits for it once it is overdue", of: other, wait: hashWait, want: "the file of another program is being read, and takes long"},
+		{name: "when it is done the next one is read", of: other, ends: true},
+		{name: "who has used up his budget is refused", of: large, ends: true, want: "more than 256 MiB of its file system were hashed within a minute"},
+		{name: "others are not", of: other},
+		{name: "a minute later he may again", of: large, ends: true, wait: time.Minute},
 	} {
 		if step.ends {
 			p.end(step.of, "")
 		}
-		now = now.Add(step.after)
+		now = now.Add(step.wait)
 		if got := p.begin(step.of); got != step.want {
 			t.Errorf("%s: %q, want %q", step.name, got, step.want)
 		}
 	}
+	p.end(large, "")
 	for inode := range uint64(3 * keptHashes) {
-		p.end(fileVersion{inode: inode}, "00")
+		if why := p.begin(fileVersion{device: inode, inode: inode}); why != "" {
+			t.Fatal(why)
+		}
+		p.end(fileVersion{device: inode, inode: inode}, "00")
 	}
 	if n := len(p.sums); n == 0 || n > keptHashes {
 		t.Errorf("the cache holds %d hashes, want at most %d", n, keptHashes)
 	}
+}
+
+func TestProgramsWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPrograms(time.Now)
+		first, second := fileVersion{inode: 1}, fileVersion{inode: 2}
+		if why := p.begin(first); why != "" {
+			t.Fatal(why)
+		}
+		next := make(chan string, 1)
+		go func() { next <- p.begin(second) }()
+		synctest.Wait()
+		if len(next) != 0 {
+			t.Fatalf("it did not wait: %q", <-next)
+		}
+		p.end(first, "")
+		if why := <-next; why != "" {
+			t.Errorf("the first file was read in time: %q", why)
+		}
+	})
 }
 
 func TestHashOfWhatChanges(t *testing.T) {

@@ -21,7 +21,8 @@ import (
 // Stored tells how full the journal is.
 type Stored interface {
 	Depth() (records int, bytes int64)
-	Lost() uint64
+	Lost() uint64    // records that went by its bound or by damage
+	Refused() uint64 // records that were too large for it
 }
 
 // Metrics counts, and answers scrapes.

@@ -36,6 +36,7 @@ func (p parts) Read(context.Context, string, []int) ([]drift.Process, error) { r
 func (p parts) Record([]agent.Change, []drift.Finding) error                 { return p.err }
 func (p parts) Depth() (int, int64)                                          { return 3, 4096 }
 func (p parts) Lost() uint64                                                 { return 7 }
+func (p parts) Refused() uint64                                              { return 2 }
 
 func scrape(m *metrics.Metrics) string {
 	answer := httptest.NewRecorder()
@@ -87,7 +88,7 @@ func TestMetrics(t *testing.T) {
 		"capdrift_coverage_complete 0", `capdrift_coverage_limits{blind="true"} 1`, `capdrift_coverage_limits{blind="false"} 0`,
 		"capdrift_look_age_seconds 5", "capdrift_look_duration_seconds 0.02", `capdrift_component_healthy{component="runtime"} 0`,
 		`capdrift_component_healthy{component="proc"} 1`, "capdrift_changes_sequence 9", "capdrift_journal_records 3", "capdrift_journal_bytes 4096",
-		"capdrift_journal_lost_total 7", `capdrift_look_failures_total{look="list"} 1`, `capdrift_look_failures_total{look="read"} 1`,
+		"capdrift_journal_lost_total 7", "capdrift_journal_refused_total 2", `capdrift_look_failures_total{look="list"} 1`, `capdrift_look_failures_total{look="read"} 1`,
 		`capdrift_findings_opened_total{kind="nnp_missing",severity="high"} 2`, `capdrift_findings_resolved_total{kind="nnp_missing",why="ended"} 2`,
 		`capdrift_findings{kind="policy_violation",severity="low"} 1`, `capdrift_findings_accepted{kind="bounding_excess",severity="critical"} 1`,
 		"capdrift_policy_in_force 0", fmt.Sprintf("capdrift_policy_loaded_timestamp_seconds %g", float64(now.Add(-time.Hour).Unix())),

@@ -38,6 +38,7 @@ var (
 	records     = describe("capdrift_journal_records", "Records that the journal holds.")
 	stored      = describe("capdrift_journal_bytes", "Bytes that the journal holds.")
 	lost        = describe("capdrift_journal_lost_total", "Records that went because the journal is bounded.")
+	refused     = describe("capdrift_journal_refused_total", "Records that the journal did not take because they were too large.")
 )
 
 // suspicious are the kinds of findings that two looks must agree on.
@@ -48,7 +49,7 @@ var suspicious = []drift.Kind{
 
 // Describe implements prometheus.Collector.
 func (s state) Describe(to chan<- *prometheus.Desc) {
-	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, incidents, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, unconfirmed, sequence, records, stored, lost} {
+	for _, one := range []*prometheus.Desc{ready, containers, processes, findings, accepted, incidents, complete, limits, age, duration, healthy, inForce, loaded, pending, undecided, exceptions, unconfirmed, sequence, records, stored, lost, refused} {
 		to <- one
 	}
 }
@@ -63,6 +64,7 @@ func (s state) Collect(to chan<- prometheus.Metric) {
 		gauge(records, float64(n))
 		gauge(stored, float64(bytes))
 		to <- prometheus.MustNewConstMetric(lost, prometheus.CounterValue, float64(s.m.stored.Lost()))
+		to <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(s.m.stored.Refused()))
 	}
 	view, ok := s.m.feed()
 	gauge(ready, number(ok))

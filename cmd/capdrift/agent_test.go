@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 )
 
 // TestConfig: each mistake is named by its key, and nothing is taken silently.
@@ -45,6 +47,41 @@ func TestConfig(t *testing.T) {
 				t.Errorf("%v, want %q", err, row.want)
 			}
 		})
+	}
+}
+
+// TestConfigOfBefore: a configuration of the release before is taken, every key of it.
+func TestConfigOfBefore(t *testing.T) {
+	const file = "testdata/agent-form1.yaml"
+	c, err := readConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted, taken := make(map[string]string), make(map[string]string)
+	for to, text := range map[*map[string]string]func() ([]byte, error){
+		&wanted: func() ([]byte, error) { return yaml.YAMLToJSON(text) }, &taken: func() ([]byte, error) { return json.Marshal(c) },
+	} {
+		encoded, err := text()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var tree map[string]any
+		if err := json.Unmarshal(encoded, &tree); err != nil {
+			t.Fatal(err)
+		}
+		flatten("", tree, *to)
+	}
+	if len(wanted) != 26 {
+		t.Errorf("%s has %d keys", file, len(wanted))
+	}
+	for key, value := range wanted {
+		if taken[key] != value {
+			t.Errorf("%s: %q was written, %q is in force", key, value, taken[key])
+		}
 	}
 }
 

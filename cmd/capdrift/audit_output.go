@@ -200,7 +200,7 @@ func writeAuditLines(w io.Writer, a audit) error {
 // auditColumns head the rows: one a result, then one a finding.
 var auditColumns = []string{
 	"node", "takenAt", "type", "id", "severity", "pack", "rule", "title", "namespace", "pod", "container", "containerId", "image", "source",
-	"declared", "actual", "disagrees", "exception", "capabilities", "pids", "declaredBecause", "actualBecause", "controls",
+	"declared", "actual", "disagrees", "exception", "capabilities", "pids", "declaredBecause", "actualBecause", "controls", "incident",
 }
 
 func writeAuditCSV(w io.Writer, a audit, headers bool) error {
@@ -244,7 +244,7 @@ func (a audit) resultRow(r policy.Result) []string {
 		pod.Namespace, pod.Name, r.Container.Name, r.Container.ID, r.Container.Image, a.source(r.Container.ID),
 		r.Declared.Verdict.String(), r.Actual.Verdict.String(), strconv.FormatBool(r.Disagrees()), optional(idOf(r.Excepted)),
 		strings.Join((r.Declared.Capabilities | r.Actual.Capabilities).Names(), " "), strings.Join(pids, " "),
-		because(r.Declared), because(r.Actual), strings.Join(controls, "; "),
+		because(r.Declared), because(r.Actual), strings.Join(controls, "; "), "",
 	}
 }
 
@@ -257,7 +257,7 @@ func (a audit) findingRow(f policy.Finding) []string {
 	return []string{
 		a.report.Node.Name, a.report.TakenAt.Format(time.RFC3339), "finding", f.ID, f.Severity.String(), "", string(f.Kind), f.Message,
 		pod.Namespace, pod.Name, f.Container, f.ContainerID, "", "",
-		"", "", "", optional(idOf(f.Excepted)), strings.Join(f.Capabilities.Names(), " "), pid, "", "", "",
+		"", "", "", optional(idOf(f.Excepted)), strings.Join(f.Capabilities.Names(), " "), pid, "", "", "", f.Incident,
 	}
 }
 

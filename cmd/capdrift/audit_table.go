@@ -335,13 +335,17 @@ func (a audit) asks(e *policy.Exception) bool {
 	return len(e.Kinds) > 0 || slices.ContainsFunc(a.rules.Rules(), func(rule *policy.Rule) bool { return slices.Contains(e.Rules, rule.ID) })
 }
 
-// driftBeside counts what is not as declared.
+// driftBeside counts what is not as declared, by incident.
 func driftBeside(out *strings.Builder, a audit) {
-	counts := make(map[drift.Severity]int)
+	var found []drift.Finding
 	for _, f := range a.Findings {
-		if f.Excepted == nil && f.Severity != drift.Info {
-			counts[f.Severity]++
+		if f.Excepted == nil && isLoud(f.Finding) {
+			found = append(found, f.Finding)
 		}
+	}
+	counts := make(map[drift.Severity]int)
+	for _, incident := range drift.Incidents(found) {
+		counts[incident.Worst().Severity]++
 	}
 	var parts []string
 	severities := drift.Severities()

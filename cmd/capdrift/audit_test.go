@@ -124,6 +124,7 @@ func auditFixture(t *testing.T) audit {
 		found("00000000000000f2", drift.PermittedExcess, drift.Critical, agent, raw),
 		found("00000000000000f3", drift.Dropped, drift.Info, agent, raw),
 	}
+	report.Findings[0].Incident = "000000000000001c"
 	report.Coverage.Limits = []drift.Limit{{What: "container hidden", Why: "runsc", Blind: true}}
 	report.Cover()
 	return audit{report: report, rules: rules, Judgement: rules.Judge(report, report.TakenAt)}

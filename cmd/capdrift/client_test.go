@@ -226,7 +226,7 @@ func shop() *drift.Report {
 	sets := func(s capdecode.Set) capdecode.Sets { return capdecode.Sets{Effective: s, Permitted: s, Bounding: s} }
 	process := func(pid int, name string, s capdecode.Set) drift.Process {
 		return drift.Process{
-			PID: pid, StartTime: 100, ParentPID: 1, Name: name, State: "S", UID: uid, ContainerUID: &uid, NoNewPrivileges: &yes, Seccomp: &off,
+			PID: pid, StartTime: 100, ParentPID: 1, Name: name, State: "S", UID: uid, UIDs: drift.UIDs{Real: uid, Effective: uid, Saved: uid, FileSystem: uid}, ContainerUID: &uid, NoNewPrivileges: &yes, Seccomp: &off,
 			UserNamespace: drift.UserNamespace{Relation: drift.RelationSame}, Caps: sets(s), Observation: drift.Observed, ThreadCount: 1,
 		}
 	}
@@ -269,6 +269,15 @@ func shop() *drift.Report {
 		find("4", "a", "log", pod, 20, "dropped", drift.Info, bind),
 		{ID: strings.Repeat("5", 16), Kind: "oci_mismatch", Severity: drift.Info, From: drift.LayerCRI, Layer: drift.LayerOCI, RuntimeHandler: "crun", Message: "the handler takes something away", Remedy: "-"},
 	}
+	started, booted := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	for i := range report.Findings[:2] {
+		report.Findings[i].Incident, report.Findings[i].StartTime, report.Findings[i].Processes = "1n", 100, 1
+		report.Findings[i].Evidence = &drift.Evidence{
+			StartedAt: &started, PID: 11, ContainerPID: 7, Cgroup: "/kubepods/x", Executable: "/memfd:\x1b[2J (deleted)", ExecutableSHA256: strings.Repeat("ab", 32),
+			Parent: &drift.EvidenceParent{PID: 1, Name: "systemd", StartedAt: &booted, Outside: true},
+		}
+	}
+	report.Containers[0].Processes[1].UIDs.Saved = 0
 	return report
 }
 
@@ -316,7 +325,7 @@ func TestGetErrorsNameTheNextMove(t *testing.T) {
 		"sorted by nothing":        {"get findings --sort-by age", 2, "container, id, kind, pod, severity"},
 		"one thing filtered":       {"get container x --filter true", 2, "of lists"},
 		"a node watched":           {"get node -w", 2, "--watch is of the lists"},
-		"a watch as YAML":          {"get findings -w -o yaml", 2, "table or jsonl"},
+		"a watch as YAML":          {"get findings -w -o yaml", 2, "table, wide or jsonl"},
 		"watching the node":        {"watch node", 2, "want findings or containers"},
 		"an unknown severity":      {"watch --until-finding awful", 2, "critical, high"},
 		"until for containers":     {"watch containers --until-finding high", 2, "of watch findings"},

@@ -17,6 +17,7 @@ import (
 func ruled() (*drift.Report, *agent.PolicyStatus) {
 	report := shop()
 	violation := report.Findings[0]
+	violation.Incident, violation.Evidence, violation.StartTime, violation.Processes = "", nil, 0, 0
 	violation.ID, violation.Kind, violation.PID, violation.Set, violation.From, violation.Layer = strings.Repeat("6", 16), drift.PolicyViolation, 0, "", "", ""
 	violation.Severity, violation.Rule, violation.Declared, violation.Actual = drift.High, "our-rule", "pass", "fail"
 	violation.Message, violation.Remedy = "shop/web-0/nginx fails our-rule", "mend it"

@@ -272,6 +272,7 @@ func (p page) write(w io.Writer, t table) error {
 			paragraph(&out, "    → ", finding.Remedy)
 			pasted(&out, finding.Paste)
 		}
+		evidence(&out, "  ", p.Findings)
 	}
 	if p.Policy != nil {
 		p.Policy.write(&out)
@@ -291,11 +292,7 @@ func (p page) user(out *strings.Builder) {
 	}
 	for _, process := range p.Container.Processes {
 		if process.PID == p.PID {
-			uid := "?"
-			if process.ContainerUID != nil {
-				uid = strconv.FormatUint(uint64(*process.ContainerUID), 10)
-			}
-			fmt.Fprintf(out, "process %d %s: user %s, no_new_privs %s, user namespace %s\n", p.PID, printable(process.Name), uid,
+			fmt.Fprintf(out, "process %d %s: user %s, no_new_privs %s, user namespace %s\n", p.PID, printable(process.Name), uidsOf(process.ContainerUID, process.UIDs),
 				yesNo(process.NoNewPrivileges), process.UserNamespace.Relation)
 		}
 	}

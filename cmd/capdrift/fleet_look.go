@@ -156,6 +156,10 @@ func (f *fleet) look(ctx context.Context, errs io.Writer, namespace string) ([]a
 
 func isLoud(f drift.Finding) bool { return f.Severity > drift.Info }
 
+func loudOf(findings []drift.Finding) []drift.Finding {
+	return slices.DeleteFunc(slices.Clone(findings), func(f drift.Finding) bool { return !isLoud(f) })
+}
+
 // confirmed is the report of the second look with what both looks found. Where there
 // was none it is the first one, which says how much it could not confirm.
 func confirmed(ctx context.Context, specs *podSpecs, before drift.Report, found []drift.Finding, again answered[drift.Report]) drift.Report {

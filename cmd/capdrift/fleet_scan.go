@@ -128,7 +128,7 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 	type at struct {
 		node      string
 		processes map[processKey]string
-		finding   drift.Finding
+		incident  drift.Incident
 	}
 	var out strings.Builder
 	var loud []at
@@ -140,13 +140,11 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 			fmt.Fprintln(&out, heading(answers[i].said))
 		}
 		processes := processNames(answers[i].said)
-		for _, finding := range answers[i].said.Findings {
-			if isLoud(finding) {
-				loud = append(loud, at{answers[i].node, processes, finding})
-			}
+		for _, incident := range drift.Incidents(loudOf(answers[i].said.Findings)) {
+			loud = append(loud, at{answers[i].node, processes, incident})
 		}
 	}
-	slices.SortStableFunc(loud, func(a, b at) int { return int(b.finding.Severity - a.finding.Severity) })
+	slices.SortStableFunc(loud, func(a, b at) int { return int(b.incident.Worst().Severity - a.incident.Worst().Severity) })
 	if !t.noHeaders && out.Len() > 0 {
 		fmt.Fprintln(&out)
 	}
@@ -154,8 +152,10 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 		writer := t.newWriter(append(pretty.Row{"node"}, findingsHeader()...))
 		var findings []drift.Finding
 		for _, one := range loud {
-			writer.AppendRow(append(pretty.Row{printable(one.node)}, t.finding(one.processes, one.finding)...))
-			findings = append(findings, one.finding)
+			writer.AppendRows(t.incidentRows(one.incident, 1+findingColumn, func(f drift.Finding) pretty.Row {
+				return append(pretty.Row{printable(one.node)}, t.finding(one.processes, f)...)
+			}))
+			findings = append(findings, one.incident.Findings...)
 		}
 		fmt.Fprintf(&out, "%s\n\n", trimLines(writer.Render()))
 		t.explain(&out, findings)
@@ -168,7 +168,7 @@ func (t table) writeFleet(w io.Writer, answers []answered[drift.Report]) error {
 		if t.wide || a.said.Runtime == nil && len(a.said.Containers) > 0 {
 			fmt.Fprintf(&out, "%s\n\n", t.inventory(a.said))
 		}
-		fmt.Fprintln(&out, normal(a.said, slices.DeleteFunc(slices.Clone(a.said.Findings), func(f drift.Finding) bool { return !isLoud(f) })))
+		fmt.Fprintln(&out, normal(a.said, loudOf(a.said.Findings)))
 		t.coverage(&out, a.said.Coverage)
 	}
 	if err := writeSilence(&out, t, out.Len() > 0, silent(answers)); err != nil {

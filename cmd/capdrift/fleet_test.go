@@ -348,7 +348,7 @@ func TestFleetWatch(t *testing.T) {
 	lines.says("worker-2: ")
 	objects.prints(`{"nodeName":"worker-2","schema":"capdrift.watch/v1","type":"disconnected"`)
 	opened := second.Findings[0]
-	opened.ID = "while-away"
+	opened.ID, opened.Incident = "while-away", ""
 	after := *second
 	after.Findings = append(slices.Clone(second.Findings), opened)
 	feeds["worker-2"].publish(after, agent.Change{Kind: agent.FindingOpened, Finding: &opened})

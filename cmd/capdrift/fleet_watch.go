@@ -136,7 +136,7 @@ func (w *fleetWatch) begin(ctx context.Context, m member) {
 	ctx, cancel := context.WithCancel(ctx)
 	w.on[m.node] = cancel
 	out := w.out
-	out.node, out.known = m.node, make(map[string]watchLine)
+	out.node, out.known, out.leading = m.node, make(map[string]watchLine), make(map[string]watchLine)
 	if out.jsonl {
 		out.Writer = naming{out.Writer, m.node}
 	}

@@ -133,8 +133,8 @@ func (o *getOptions) validate(args []string) (resource, name string, err error) 
 		return "", "", errors.New("a node is in no namespace")
 	case one && o.watch:
 		return "", "", errors.New("--watch is of the lists of containers and findings")
-	case o.watch && o.format != "table" && o.format != "jsonl", o.watch && o.sortBy != "":
-		return "", "", errors.New("--watch prints a line for each change: want -o table or jsonl, and no --sort-by")
+	case o.watch && !slices.Contains([]string{"table", "wide", "jsonl"}, o.format), o.watch && o.sortBy != "":
+		return "", "", errors.New("--watch prints a line for each change: want -o table, wide or jsonl, and no --sort-by")
 	case o.excepted.show && (one || resource != "finding"):
 		return "", "", errors.New("--show-excepted is of the list of findings")
 	case o.sortBy != "" && (!sorts || known.only != "" && known.only != resource):

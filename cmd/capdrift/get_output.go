@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -83,7 +84,22 @@ func (w getWriter) one(item subject) error {
 	case "yaml":
 		return writeYAML(w, lineOf(item))
 	}
-	return w.list(item.kind(), []subject{item}, 0, nil)
+	if err := w.list(item.kind(), []subject{item}, 0, nil); err != nil || item.finding == nil || w.format == "name" || w.table.noHeaders {
+		return err
+	}
+	return w.details(*item.finding)
+}
+
+// details explains a single finding below its row: not to scripts, which want the row.
+func (w getWriter) details(f drift.Finding) error {
+	var out strings.Builder
+	fmt.Fprintln(&out)
+	paragraph(&out, "", fmt.Sprintf("%s: %s.", f.Kind, f.Message))
+	paragraph(&out, "  → ", f.Remedy)
+	pasted(&out, f.Paste)
+	evidence(&out, "", []drift.Finding{f})
+	_, err := io.WriteString(w, out.String())
+	return err
 }
 
 func (w getWriter) list(resource string, items []subject, accepted int, position *v1.Position) error {
@@ -114,12 +130,44 @@ func (w getWriter) list(resource string, items []subject, accepted int, position
 	for _, item := range items {
 		if item.container != nil {
 			writer.AppendRow(w.row(printable(item.node), w.container(item)))
-		} else {
-			writer.AppendRow(w.row(printable(item.node), w.finding(*item.finding)))
 		}
+	}
+	for _, group := range groupsOf(items) {
+		column := slices.Index(w.row("node", w.header(resource)), any("finding"))
+		writer.AppendRows(w.table.incidentRows(group.Incident, column, func(f drift.Finding) pretty.Row {
+			return w.row(printable(group.node), w.finding(f))
+		}))
 	}
 	_, err := fmt.Fprintln(w, trimLines(writer.Render()))
 	return err
+}
+
+// group is an incident of one node.
+type group struct {
+	drift.Incident
+	node string
+}
+
+// groupsOf groups the findings among the items, in the order of the items that are the
+// worst of theirs.
+func groupsOf(items []subject) []group {
+	type key struct{ node, id string }
+	places := make(map[key]int)
+	byNode := make(map[string][]drift.Finding)
+	for i, item := range items {
+		if item.finding != nil {
+			places[key{item.node, item.finding.ID}] = i
+			byNode[item.node] = append(byNode[item.node], *item.finding)
+		}
+	}
+	var groups []group
+	for node, findings := range byNode {
+		for _, incident := range drift.Incidents(findings) {
+			groups = append(groups, group{incident, node})
+		}
+	}
+	slices.SortFunc(groups, func(a, b group) int { return places[key{a.node, a.Worst().ID}] - places[key{b.node, b.Worst().ID}] })
+	return groups
 }
 
 // row begins with the node where there are several.
@@ -154,7 +202,7 @@ func (w getWriter) header(resource string) pretty.Row {
 	if resource == "finding" {
 		header := pretty.Row{"severity", "pod", "container", "pid", "hop", "finding", "capabilities", "id"}
 		if w.table.wide {
-			header = append(header, "set", "cause", "exception", "container id", "message")
+			header = append(header, "set", "cause", "exception", "container id", "incident", "message")
 		}
 		return header
 	}
@@ -186,7 +234,7 @@ func (w getWriter) finding(f drift.Finding) pretty.Row {
 		w.table.severity(f.Severity), podOf(f.Pod), containerOf(f), taskOf(f), printable(where(f)), printable(what(f)), orNone(brief(f.Capabilities)), shortID(f.ID),
 	}
 	if w.table.wide {
-		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(shortID(f.ContainerID)), printable(f.Message))
+		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(shortID(f.ContainerID)), orNone(f.Incident), printable(f.Message))
 	}
 	return row
 }

@@ -151,7 +151,11 @@ func junitOfFinding(f policy.Finding, processes map[processKey]string) junitCase
 	if f.Excepted != nil {
 		c.Skipped = &junitOutcome{Message: printable("accepted by " + f.Excepted.ID + " (" + f.Excepted.Owner + "): " + f.Excepted.Reason + "; " + f.Message)}
 	} else {
-		c.Failure = &junitOutcome{printable(f.Message), f.Severity.String(), "→ " + printable(f.Remedy)}
+		text := "→ " + printable(f.Remedy)
+		if f.Incident != "" {
+			text += "\nincident: " + printable(f.Incident)
+		}
+		c.Failure = &junitOutcome{printable(f.Message), f.Severity.String(), text}
 	}
 	return c
 }

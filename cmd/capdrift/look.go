@@ -25,6 +25,8 @@ type lookOptions struct {
 	threads    string
 	assume     []string
 	pods       podOptions
+
+	withArguments bool // of a command that has a flag for it
 }
 
 // threadBudget is how many threads beside their leaders `--threads=auto` reads
@@ -87,7 +89,7 @@ func (o *lookOptions) host() *proc.FS {
 	if o.threads == "always" {
 		limit = thoroughTime
 	}
-	return proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget(), Time: limit})
+	return proc.New(o.hostRoot, proc.Options{Threads: o.threadBudget(), Time: limit, Arguments: o.withArguments})
 }
 
 // look takes one look at the node, and more where something is suspicious.

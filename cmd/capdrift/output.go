@@ -42,7 +42,7 @@ func outputNames() []string {
 func (o *outputOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.format, "output", "o", "table", "output format: "+strings.Join(outputNames(), ", "))
 	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
-	flags.BoolVar(&o.wide, "wide", false, "show every process with its five sets too")
+	flags.BoolVar(&o.wide, "wide", false, "show every finding of an incident, the evidence of its process, and every process with its five sets")
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading lines of tables and of CSV")
 }
 
@@ -143,7 +143,8 @@ var csvColumns = []string{
 	"node", "bootId", "takenAt", "namespace", "pod", "podUid", "container", "containerId", "image", "managed", "sandbox",
 	"observation", "pid", "startTime", "process", "uid", "containerUid", "noNewPrivileges", "seccomp", "userNamespace",
 	"inheritable", "permitted", "effective", "bounding", "ambient",
-	"declaredBounding", "declaredPermitted", "declaredInheritable", "severity", "findings",
+	"declaredBounding", "declaredPermitted", "declaredInheritable", "severity", "findings", "incidents",
+	"realUid", "effectiveUid", "savedUid", "filesystemUid",
 }
 
 func writeCSV(w io.Writer, report drift.Report) error {
@@ -202,7 +203,7 @@ func csvRow(report drift.Report, findings []drift.Finding, c drift.Container, p 
 		row = append(row, "", "", "")
 	}
 	var worst drift.Severity
-	var kinds []string
+	var kinds, incidents []string
 	for _, finding := range findings {
 		if finding.PID == p.PID && p.PID != 0 || first && !ofProcess(c, finding) {
 			worst = max(worst, finding.Severity)
@@ -211,9 +212,18 @@ func csvRow(report drift.Report, findings []drift.Finding, c drift.Container, p 
 				kind += ":" + finding.Rule
 			}
 			kinds = append(kinds, kind)
+			if finding.Incident != "" && !slices.Contains(incidents, finding.Incident) {
+				incidents = append(incidents, finding.Incident)
+			}
 		}
 	}
-	return append(row, worst.String(), strings.Join(kinds, " "))
+	uids := []string{"", "", "", ""}
+	if p.PID != 0 && !p.UIDs.Untold {
+		for i, uid := range []uint32{p.UIDs.Real, p.UIDs.Effective, p.UIDs.Saved, p.UIDs.FileSystem} {
+			uids[i] = strconv.FormatUint(uint64(uid), 10)
+		}
+	}
+	return append(append(row, worst.String(), strings.Join(kinds, " "), strings.Join(incidents, " ")), uids...)
 }
 
 // ofProcess tells whether the finding is about a process that the container lists.

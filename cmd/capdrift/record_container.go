@@ -120,6 +120,14 @@ func (d *declared) note(changes []agent.Change, open []drift.Finding) {
 	}
 }
 
+// cost is what the wanted entries take of the state's room.
+func (d *declared) cost() (sum int64) {
+	for key, text := range d.wanted {
+		sum += stateCost(key, text)
+	}
+	return sum
+}
+
 // into returns a batch that makes the state hold what is wanted.
 func (d *declared) into(batch journal.Batch) journal.Batch {
 	dropped := make(map[string]bool)

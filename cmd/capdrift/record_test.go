@@ -1,9 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -63,8 +69,14 @@ func (r *recording) tell(kind agent.ChangeKind, id string) error {
 	return r.Record([]agent.Change{{Position: r.at, At: r.clock, Kind: kind, Finding: new(r.found(id))}}, open)
 }
 
+// found is a finding; that of "info/…" is harmless, and what is before a slash is its owner.
 func (r *recording) found(id string) drift.Finding {
-	return drift.Finding{ID: id, Kind: drift.BoundingExcess, Severity: drift.Critical, Message: r.message}
+	owner, _, _ := strings.Cut(id, "/")
+	severity := drift.Critical
+	if owner == "info" {
+		severity = drift.Info
+	}
+	return drift.Finding{ID: id, Kind: drift.BoundingExcess, Severity: severity, ContainerID: owner, Message: r.message}
 }
 
 // must fails the test unless the errors are as wanted.
@@ -93,6 +105,10 @@ func (r *recording) written() (log []string, before former) {
 			r.t.Fatal(err)
 		}
 		var told entry
+		if record.Gap != nil {
+			log = append(log, fmt.Sprintf("%s %d-%d lost", record.Epoch, record.Gap.From, record.Gap.To))
+			continue
+		}
 		if err := json.Unmarshal(record.Data, &told); err != nil {
 			r.t.Fatal(err)
 		}
@@ -196,20 +212,184 @@ func TestRecorderUnread(t *testing.T) {
 	}
 }
 
-// TestRecorderTooBig: more open findings than the state takes do not silence the log.
+// TestRecorderTooBig: more open findings than the state takes do not silence the log, and the
+// worst of them are remembered, some of each pod.
 func TestRecorderTooBig(t *testing.T) {
 	r := newRecording(t, t.TempDir(), "boot", "one")
 	_, err := r.begin()
 	r.must(nil, err)
-	r.message = strings.Repeat("x", 20000)
-	var want []string
-	for n := 1; err == nil; n++ {
-		err = r.opens(fmt.Sprint(n))
+	r.message = strings.Repeat("x", 15000)
+	r.must(nil, r.opens("zz"), r.opens("other/zz"))
+	want := []string{"one 1 finding_opened", "one 2 finding_opened"}
+	for err == nil {
+		want = append(want, fmt.Sprintf("one %d finding_opened", len(want)+1))
+		err = r.opens(fmt.Sprintf("info/%d", len(want)))
+	}
+	said := fmt.Sprintf("1 of %d findings", len(r.ids))
+	r.must(journal.ErrTooBig, err, r.opens("info/more"))
+	if !strings.Contains(err.Error(), said) || !strings.Contains(err.Error(), "journal.maxBytes") {
+		t.Errorf("%v", err)
+	}
+	r.must(journal.ErrTooBig, r.opens("other/late"), r.opens("worst"))
+	if r.openings != 1 {
+		t.Errorf("it was opened %d times", r.openings)
+	}
+	r.clock = r.clock.Add(journalAgain)
+	r.must(journal.ErrTooBig, r.resolves("info/5"))
+	state, err := r.journal.State()
+	r.must(nil, err)
+	for _, id := range []string{"worst", "zz", "other/zz", "other/late"} {
+		if state[stateFinding+id] == nil {
+			t.Errorf("%s is not remembered, of %d", id, len(state))
+		}
+	}
+	r.ids = []string{"a"}
+	r.clock = r.clock.Add(journalAgain)
+	r.must(nil, r.opens("b"))
+	for n := len(want) + 1; n <= int(r.at.Sequence); n++ {
 		want = append(want, fmt.Sprintf("one %d finding_opened", n))
 	}
-	r.must(journal.ErrTooBig, err, r.opens("one more"))
-	r.ids = []string{"a"}
-	r.must(nil, r.opens("b"))
-	n := len(want)
-	r.mustHold("boot", []string{"a", "b"}, append(want, fmt.Sprintf("one %d finding_opened", n+1), fmt.Sprintf("one %d finding_opened", n+2))...)
+	want[len(want)-2] = strings.Replace(want[len(want)-2], "opened", "resolved", 1)
+	r.mustHold("boot", []string{"a", "b"}, want...)
+}
+
+// TestRecorderCharges: each record has the rank and the owner that it is evicted by.
+func TestRecorderCharges(t *testing.T) {
+	pod := &drift.Pod{Namespace: "n", Name: "p", UID: "uid"}
+	for what, row := range map[string]struct {
+		change agent.Change
+		rank   drift.Severity
+		owner  string
+	}{
+		"a finding is its pod's":               {agent.Change{Finding: &drift.Finding{Severity: drift.Critical, Pod: pod, ContainerID: "c"}}, drift.Critical, "uid"},
+		"without a pod it is its container's":  {agent.Change{Finding: &drift.Finding{Severity: drift.Low, ContainerID: "c"}}, drift.Low, "c"},
+		"a pod without a uid is no owner":      {agent.Change{Finding: &drift.Finding{Severity: drift.High, Pod: &drift.Pod{Name: "p"}, ContainerID: "c"}}, drift.High, "c"},
+		"a finding of a handler is the node's": {agent.Change{Finding: &drift.Finding{Severity: drift.Medium, RuntimeHandler: "runc"}}, drift.Medium, ""},
+		"a container is its pod's":             {agent.Change{Container: &drift.Container{ID: "c", Pod: pod}}, drift.Info, "uid"},
+		"or its own":                           {agent.Change{Container: &drift.Container{ID: "c"}}, drift.Info, "c"},
+		"a component is the node's":            {agent.Change{Component: &agent.Component{Name: "proc"}}, drift.Info, ""},
+		"the coverage is the node's":           {agent.Change{Coverage: &drift.Coverage{}}, drift.Info, ""},
+	} {
+		record, err := recordOf(row.change)
+		if err != nil || record.Rank != uint8(row.rank) || record.Owner != row.owner {
+			t.Errorf("%s: rank %d, owner %q, %v", what, record.Rank, record.Owner, err)
+		}
+		again := journal.Record{Data: record.Data}
+		if classify(&again); again.Rank != record.Rank || again.Owner != record.Owner {
+			t.Errorf("%s: classified as rank %d, owner %q", what, again.Rank, again.Owner)
+		}
+	}
+}
+
+// TestRecorderHostileLists: what a pod's author wrote is clipped, and takes nothing of others
+// along, however much comes at once.
+func TestRecorderHostileLists(t *testing.T) {
+	r := newRecording(t, t.TempDir(), "boot", "one")
+	_, err := r.begin()
+	r.must(nil, err)
+	names := make([]string, 1024)
+	for i := range names {
+		names[i] = strings.Repeat("<", 256)
+	}
+	hostile := &drift.Container{
+		ID: "hostile", Name: "app", Pod: &drift.Pod{UID: "uid"}, Labels: names, Reason: names[0], Observation: drift.Observed,
+		Declared: drift.Declared{CRI: &drift.CRI{Add: names, Drop: names}, OCI: &drift.OCI{UnknownNames: names}},
+	}
+	var changes []agent.Change
+	for n := range 100 {
+		r.at.Sequence++
+		changes = append(changes, agent.Change{Position: r.at, At: r.clock, Kind: agent.ContainerChanged, Container: hostile})
+		if n == 50 {
+			r.at.Sequence++
+			changes = append(changes, agent.Change{Position: r.at, At: r.clock, Kind: agent.FindingOpened, Finding: new(r.found("a"))})
+		}
+	}
+	r.must(nil, r.Record(changes, []drift.Finding{r.found("a")}))
+	records, found := 0, false
+	for record, err := range r.journal.All(journal.Key{}) {
+		r.must(nil, err)
+		if record.Gap != nil {
+			continue
+		}
+		records++
+		var told entry
+		if err := json.Unmarshal(record.Data, &told); err != nil || len(record.Data) > maxRecorded {
+			t.Fatalf("%d bytes, %v", len(record.Data), err)
+		}
+		if found = found || told.Finding != nil; told.Container == nil {
+			continue
+		}
+		c := told.Container
+		add := c.Declared.CRI.Add
+		if !told.Clipped || c.ID != "hostile" || c.Pod.UID != "uid" || len(add) < 3 || len(add) > 100 || add[len(add)-1] != "…[clipped]" {
+			t.Fatalf("%s has clipped %v and %d names, the last is %.40q", c.ID, told.Clipped, len(add), add[len(add)-1])
+		}
+	}
+	if r.Refused() != 0 || !found || records+int(r.Lost()) != 101 {
+		t.Errorf("%d records, the finding among them: %v; %d refused, %d lost", records, found, r.Refused(), r.Lost())
+	}
+}
+
+// TestRecorderCarriesOver: a journal of the release before has its open findings and its log
+// still, each record with its rank and owner.
+func TestRecorderCarriesOver(t *testing.T) {
+	dir := t.TempDir()
+	zipped, err := os.Open("../../journal/testdata/form1.db.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zipped.Close()
+	unzipped, err := gzip.NewReader(zipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := io.ReadAll(unzipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "journal.db"), file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var told bytes.Buffer
+	r, before, err := openJournal(journalConfig{Dir: dir, MaxBytes: journal.MinBytes}, slog.New(slog.NewTextHandler(&told, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if len(before.open) != 78 || before.bootID != "boot-2" || len(before.unreadable) > 0 || !strings.Contains(told.String(), "older release was carried over") {
+		t.Errorf("%d findings are open of boot %q, %v; %s", len(before.open), before.bootID, before.unreadable, &told)
+	}
+	ranks, owners := map[uint8]int{}, map[string]int{}
+	for record, err := range r.journal.All(journal.Key{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if record.Gap == nil {
+			ranks[record.Rank]++
+			owners[record.Owner]++
+		}
+	}
+	if len(ranks) != 5 || owners["0b9d1d3e-5f0a-4a57-9a3c-0e6c3c1a0001"] == 0 || owners[""] == 0 {
+		t.Errorf("ranks %v, owners %v", ranks, owners)
+	}
+	next := agent.Change{Position: agent.Position{BootID: "boot-2", Epoch: "epoch-e", Sequence: 1}, Kind: agent.FindingResolved, Finding: &before.open[0]}
+	if err := r.Record([]agent.Change{next}, before.open[1:]); err != nil {
+		t.Error(err)
+	}
+	state, err := r.journal.State()
+	if err != nil || len(formerOf(state).open) != 77 {
+		t.Errorf("%d findings are open after one was resolved, %v", len(formerOf(state).open), err)
+	}
+}
+
+// TestRecorderOfANewerRelease: an agent that is too old for the journal watches, and says what
+// to do.
+func TestRecorderOfANewerRelease(t *testing.T) {
+	r := newRecording(t, t.TempDir(), "boot", "one")
+	r.blind = fmt.Errorf("%w: start that release again", journal.ErrNewer)
+	before, err := r.begin()
+	r.must(journal.ErrNewer, err, r.opens("a"))
+	if before.open != nil || !strings.Contains(err.Error(), "start that release again") {
+		t.Errorf("%+v, %v", before, err)
+	}
 }

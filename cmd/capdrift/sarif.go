@@ -198,6 +198,9 @@ func (a audit) sarifOfFinding(f policy.Finding, index int, about *drift.Containe
 		Message: sarifMessage(f.Message + ". " + f.Remedy), Fingerprints: map[string]string{"capdrift/v1": f.ID},
 		Suppressions: suppressions(f.Excepted), Properties: map[string]any{"id": f.ID, "severity": f.Severity.String()},
 	}
+	if f.Incident != "" {
+		result.Properties["incident"] = f.Incident
+	}
 	if f.Severity == drift.Info {
 		result.Kind, result.Level = "informational", "none"
 	}

@@ -44,6 +44,9 @@ the agent's policy says. What an exception of it accepts is counted and left out
 It needs uid 0 for the runtime's socket, and no capability. A suspicion counts only when a
 second look, a second later, confirms it. What could not be seen is said in the coverage.
 
+The table shows an incident once: the worst of what is found about one process, or about one
+cause, and the others below it in short. --wide and the other formats have every finding.
+
 Exit status: 0 done, 1 could not do it (a runtime that does not answer too; the report of what
 was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 		Example: `  capdrift scan
@@ -62,6 +65,7 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 		},
 	}
 	if fleet == nil {
+		cmd.Flags().BoolVar(&o.withArguments, "with-arguments", false, "put the command lines of processes with findings into the evidence; they may contain secrets, and go wherever the report goes")
 		o.addFlags(cmd)
 	} else {
 		fleet.addFlags(cmd, time.Minute, 10*time.Minute)

@@ -183,9 +183,14 @@ func openJournal(c journalConfig, log *slog.Logger) (*recorder, former, error) {
 		return nil, former{}, nil
 	}
 	r := &recorder{now: time.Now, open: func(readOnly bool) (*journal.Journal, error) {
-		opened, found, err := journal.Open(c.Dir, journal.Options{MaxBytes: c.MaxBytes, ReadOnly: readOnly})
+		opened, found, err := journal.Open(c.Dir, journal.Options{
+			MaxBytes: c.MaxBytes, ReadOnly: readOnly, Writer: "capdrift " + versionText(), Classify: classify,
+		})
 		if err == nil && len(found.Damage) > 0 {
 			log.Warn("the journal was damaged", "damage", found.Damage, "lost", found.Lost, "setAside", found.SetAside)
+		}
+		if err == nil && found.Form != 0 {
+			log.Info("the journal of an older release was carried over", "records", found.Records, "state", found.State)
 		}
 		return opened, err
 	}}

@@ -29,14 +29,19 @@ func (t table) write(w io.Writer, report drift.Report) error {
 	if !t.noHeaders {
 		fmt.Fprintln(&out, heading(report))
 	}
-	loud := slices.DeleteFunc(slices.Clone(report.Findings), func(f drift.Finding) bool { return f.Severity == drift.Info })
+	loud := loudOf(report.Findings)
 	if len(loud) > 0 {
 		if !t.noHeaders {
 			fmt.Fprintln(&out)
 		}
-		fmt.Fprintln(&out, t.findings(report, loud))
+		incidents := byWorstPod(drift.Incidents(loud))
+		fmt.Fprintln(&out, t.findings(report, incidents))
 		fmt.Fprintln(&out)
-		t.explain(&out, loud)
+		var ordered []drift.Finding
+		for _, incident := range incidents {
+			ordered = append(ordered, incident.Findings...)
+		}
+		t.explain(&out, ordered)
 	} else {
 		fmt.Fprintln(&out)
 	}
@@ -73,20 +78,23 @@ func (t table) newWriter(header pretty.Row) pretty.Writer {
 	return writer
 }
 
-// findings groups by pod: the pod with the worst finding first, and within it
-// the worst first.
-func (t table) findings(report drift.Report, findings []drift.Finding) string {
+// byWorstPod groups incidents, which come worst first, by pod: the pod with the worst
+// one first, and within it the worst first.
+func byWorstPod(incidents []drift.Incident) []drift.Incident {
 	worst := make(map[string]int)
-	for i, finding := range findings { // sorted worst first
-		if _, ok := worst[podOf(finding.Pod)]; !ok {
-			worst[podOf(finding.Pod)] = i
+	for i, incident := range incidents {
+		if _, ok := worst[podOf(incident.Worst().Pod)]; !ok {
+			worst[podOf(incident.Worst().Pod)] = i
 		}
 	}
-	slices.SortStableFunc(findings, func(a, b drift.Finding) int { return worst[podOf(a.Pod)] - worst[podOf(b.Pod)] })
+	slices.SortStableFunc(incidents, func(a, b drift.Incident) int { return worst[podOf(a.Worst().Pod)] - worst[podOf(b.Worst().Pod)] })
+	return incidents
+}
 
+func (t table) findings(report drift.Report, incidents []drift.Incident) string {
 	writer, names := t.newWriter(findingsHeader()), processNames(report)
-	for _, finding := range findings {
-		writer.AppendRow(t.finding(names, finding))
+	for _, incident := range incidents {
+		writer.AppendRows(t.incidentRows(incident, findingColumn, func(f drift.Finding) pretty.Row { return t.finding(names, f) }))
 	}
 	return trimLines(writer.Render())
 }
@@ -94,6 +102,8 @@ func (t table) findings(report drift.Report, findings []drift.Finding) string {
 func findingsHeader() pretty.Row {
 	return pretty.Row{"severity", "pod", "container", "pid", "process", "hop", "finding", "capabilities"}
 }
+
+const findingColumn = 6 // of findingsHeader
 
 func (t table) finding(processes map[processKey]string, finding drift.Finding) pretty.Row {
 	container, process := containerOf(finding), processes[processKey{finding.ContainerID, finding.PID}]
@@ -243,6 +253,13 @@ func (t table) explain(out *strings.Builder, findings []drift.Finding) {
 		pasted(out, finding.Paste)
 		fmt.Fprintln(out)
 	}
+	if t.wide {
+		before := out.Len()
+		evidence(out, "", findings)
+		if out.Len() > before {
+			fmt.Fprintln(out)
+		}
+	}
 }
 
 // pasted writes YAML as it is, moved to the right.
@@ -290,13 +307,9 @@ func (t table) inventory(report drift.Report) string {
 		}
 		writer.AppendRow(allowed)
 		for _, p := range c.Processes {
-			uid := "?"
-			if p.ContainerUID != nil {
-				uid = strconv.FormatUint(uint64(*p.ContainerUID), 10)
-			}
-			writer.AppendRow(append(pretty.Row{podOf(c.Pod), container, p.PID, printable(p.Name), uid, string(p.UserNamespace.Relation), yesNo(p.NoNewPrivileges)}, sets(p.Caps)...))
+			writer.AppendRow(append(pretty.Row{podOf(c.Pod), container, p.PID, printable(p.Name), uidsOf(p.ContainerUID, p.UIDs), string(p.UserNamespace.Relation), yesNo(p.NoNewPrivileges)}, sets(p.Caps)...))
 			for _, thread := range p.Threads {
-				writer.AppendRow(append(pretty.Row{podOf(c.Pod), container, fmt.Sprintf("%d/%d", p.PID, thread.TID), printable(thread.Name), "", "", yesNo(thread.NoNewPrivileges)}, sets(thread.Caps)...))
+				writer.AppendRow(append(pretty.Row{podOf(c.Pod), container, fmt.Sprintf("%d/%d", p.PID, thread.TID), printable(thread.Name), threadUIDs(p, thread), "", yesNo(thread.NoNewPrivileges)}, sets(thread.Caps)...))
 			}
 		}
 	}
@@ -317,7 +330,8 @@ func yesNo(value *bool) string {
 	return "no"
 }
 
-// normal sums up what needs nobody's attention.
+// normal sums up what needs nobody's attention, and says in a line of its own what
+// nobody has compared: that may be normal, and may not.
 func normal(report drift.Report, loud []drift.Finding) string {
 	if report.Runtime == nil {
 		return fmt.Sprintf("Nothing was compared: %s found by their cgroups, and nobody to say what was declared for them.", many(len(report.Containers), "container"))
@@ -330,9 +344,17 @@ func normal(report drift.Report, loud []drift.Finding) string {
 	}
 	containers, processes := 0, 0
 	for _, c := range report.Containers {
-		if !c.Sandbox && c.Declared.OCI != nil && c.Observation == drift.Observed && !troubled[c.ID] {
+		if c.Sandbox || troubled[c.ID] || notCompared(c) != "" {
+			continue
+		}
+		compared := 0
+		for _, p := range c.Processes {
+			if processNotCompared(p) == "" {
+				compared++
+			}
+		}
+		if processes += compared; compared > 0 || len(c.Processes) == 0 {
 			containers++
-			processes += len(c.Processes)
 		}
 	}
 	line := fmt.Sprintf("Normal: %s with %s hold no more than declared", many(containers, "container"), many(processes, "process"))
@@ -349,7 +371,72 @@ func normal(report drift.Report, loud []drift.Finding) string {
 	if len(kinds) > 0 {
 		line += " (explained: " + strings.Join(kinds, ", ") + ")"
 	}
-	return line + "."
+	line += "."
+	if rest := uncompared(report); rest != "" {
+		line += "\nNot compared: " + rest + "."
+	}
+	return line
+}
+
+// notCompared says why a container was not held against its declaration, or only in
+// part; "" where it was.
+func notCompared(c drift.Container) string {
+	switch {
+	case c.Observation == drift.UnsupportedRuntime:
+		return "in a sandbox that hides its processes"
+	case c.Observation == drift.Unreadable:
+		return "that could not be read"
+	case c.Declared.OCI == nil:
+		return "whose declaration is not known"
+	case c.Observation != drift.Observed:
+		return "seen in part"
+	}
+	return ""
+}
+
+// processNotCompared says why a process of a container that was compared was not; ""
+// where it was.
+func processNotCompared(p drift.Process) string {
+	switch {
+	case p.Observation != drift.Observed:
+		return "still starting"
+	case p.UserNamespace.Relation == drift.RelationUnknown:
+		return "whose user namespace could not be told"
+	}
+	return ""
+}
+
+// uncompared counts by reason what was not compared, the processes of other containers
+// than those that are counted themselves.
+func uncompared(report drift.Report) string {
+	var reasons []string
+	counts := make(map[string]int)
+	note := func(what, why string) {
+		why = what + "\x00" + why
+		if counts[why] == 0 {
+			reasons = append(reasons, why)
+		}
+		counts[why]++
+	}
+	for _, c := range report.Containers {
+		if why := notCompared(c); why != "" {
+			if !c.Sandbox {
+				note("container", why)
+			}
+			continue
+		}
+		for _, p := range c.Processes {
+			if why := processNotCompared(p); why != "" {
+				note("process", why)
+			}
+		}
+	}
+	slices.Sort(reasons) // containers first
+	for i, reason := range reasons {
+		what, why, _ := strings.Cut(reason, "\x00")
+		reasons[i] = many(counts[reason], what) + " " + why
+	}
+	return strings.Join(reasons, ", ")
 }
 
 func (t table) coverage(out *strings.Builder, c drift.Coverage) {

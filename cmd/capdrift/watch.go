@@ -40,7 +40,8 @@ func watchCommand(fleet *fleetOptions) *cobra.Command {
 		Use:   "watch [findings|containers]",
 		Short: "Ask the agent what it knows, and go on with what changes",
 		Long: `Print what the agent knows now, a line each, and then each change as it sees it: findings that
-open, change and are resolved, or containers that come, change and go.
+open, change and are resolved, or containers that come, change and go. Findings of one incident,
+such as all of one process, are told by the worst of them; the others stand below it in short.
 
 When the connection breaks it is made again, and the watch goes on where it was. Where the agent
 cannot tell everything that happened meanwhile, that is said as "lost", and what is now is printed
@@ -81,14 +82,14 @@ then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is op
 		cmd.Flags().DurationVar(&o.discover, "discover", discoverEvery, "how often to look for nodes that joined or left the cluster")
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&o.format, "output", "o", "table", "output format: table, jsonl")
+	flags.StringVarP(&o.format, "output", "o", "table", "output format: table, wide (every finding a line, with its message and the evidence of its process), jsonl")
 	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
 	flags.StringVar(&o.filter, "filter", "", "only those of which this expression is true (docs/filter.md)")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "only those of pods in this namespace")
 	flags.StringVar(&o.until, "until-finding", "", "end with status 3 when a finding at or above this severity is open: critical, high, medium, low, info")
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading line of the table")
 	o.excepted.addFlags(cmd)
-	complete(cmd, "output", "table", "jsonl")
+	complete(cmd, "output", "table", "wide", "jsonl")
 	complete(cmd, "color", "auto", "always", "never")
 	complete(cmd, "until-finding", severityNames()...)
 	return cmd
@@ -105,8 +106,8 @@ func (o *watchOptions) validate(args []string) (resource string, err error) {
 	switch {
 	case resource != "finding" && resource != "container":
 		return "", fmt.Errorf("%s cannot be watched: want findings or containers", printable(args[0]))
-	case o.format != "table" && o.format != "jsonl":
-		return "", fmt.Errorf("--output=%s: want table or jsonl", printable(o.format))
+	case !slices.Contains([]string{"table", "wide", "jsonl"}, o.format):
+		return "", fmt.Errorf("--output=%s: want table, wide or jsonl", printable(o.format))
 	case o.until != "" && !slices.Contains(severityNames(), o.until):
 		return "", fmt.Errorf("--until-finding=%s: want one of %s", printable(o.until), strings.Join(severityNames(), ", "))
 	case o.excepted.show && resource != "finding":
@@ -123,7 +124,8 @@ func (o *watchOptions) run(cmd *cobra.Command, resource string) error {
 	colors := outputOptions{color: o.color}
 	out := watchOutput{
 		Writer: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), resource: resource, jsonl: o.format == "jsonl",
-		table: table{colored: colors.colored(cmd.OutOrStdout()), noHeaders: o.noHeaders}, known: make(map[string]watchLine),
+		table: table{colored: colors.colored(cmd.OutOrStdout()), wide: o.format == "wide", noHeaders: o.noHeaders},
+		known: make(map[string]watchLine), leading: make(map[string]watchLine),
 	}
 	if o.fleet != nil {
 		return o.overFleet(cmd, out)
@@ -408,6 +410,9 @@ func (w *watcher) finding(message *v1.Finding, change, resolved string, at *time
 		return err // validate has accepted it
 	}
 	if item.finding.Severity >= threshold {
+		if err := w.out.flush(at); err != nil {
+			return err
+		}
 		return findingsError{fmt.Errorf("a finding of severity %s is open, at or above --until-finding=%s", item.finding.Severity, w.until)}
 	}
 	return nil

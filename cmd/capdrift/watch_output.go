@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,6 +35,8 @@ type watchOutput struct {
 	headed  bool
 	known   map[string]watchLine // what the table has shown as there, by id
 	before  map[string]watchLine // the same before a snapshot that is coming
+	coming  []subject            // findings of that snapshot: which are of one incident is told at its end
+	leading map[string]watchLine // the incidents of what is known, by the lines that stand for them
 	faring  map[string]bool      // components that were said not to be well
 	partial bool                 // the coverage was said to be incomplete
 }
@@ -58,7 +63,14 @@ type watchRecord struct {
 }
 
 // watchLine is what is printed of a container or finding: all but time and change.
-type watchLine struct{ severity, rest string }
+type watchLine struct {
+	severity, rest string
+
+	id       string
+	short    string // of a finding below the one that stands for its incident
+	incident string // what it belongs to; "" for what stands alone
+	worst    drift.Severity
+}
 
 func (o *watchOutput) record(r watchRecord) error {
 	r.Schema = watchSchema
@@ -110,7 +122,7 @@ func (o *watchOutput) begin(m *v1.SnapshotBegin, at *time.Time) error {
 	if o.before == nil { // else another snapshot broke off
 		o.before = o.known
 	}
-	o.known = make(map[string]watchLine)
+	o.known, o.leading, o.coming = make(map[string]watchLine), make(map[string]watchLine), nil
 	return nil
 }
 
@@ -124,16 +136,80 @@ func (o *watchOutput) end(m *v1.SnapshotEnd, accepted int, at *time.Time) error 
 		}
 		return o.record(record)
 	}
-	gone := o.before
+	if err := o.flush(at); err != nil {
+		return err
+	}
+	before := o.before
 	o.before = nil
-	for id, line := range gone {
-		if _, still := o.known[id]; !still {
-			if err := o.print(at, "gone", line, ""); err != nil {
+	for _, line := range goneLines(before, o.known) {
+		if err := o.print(at, "gone", line, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goneLines are what was known before and is not now: of an incident, of which nothing is
+// left, the line of its worst finding.
+func goneLines(before, known map[string]watchLine) (lines []watchLine) {
+	left := make(map[string]bool)
+	for _, line := range known {
+		left[line.incident] = true
+	}
+	places := make(map[string]int)
+	for _, id := range slices.Sorted(maps.Keys(before)) {
+		line := before[id]
+		if _, still := known[id]; still || line.incident != "" && left[line.incident] {
+			continue
+		}
+		at, told := places[cmp.Or(line.incident, id)]
+		switch {
+		case !told:
+			places[cmp.Or(line.incident, id)] = len(lines)
+			lines = append(lines, line)
+		case line.worst > lines[at].worst:
+			lines[at] = line
+		}
+	}
+	return lines
+}
+
+// flush prints the findings of a snapshot that have come, each incident once.
+func (o *watchOutput) flush(at *time.Time) error {
+	items := o.coming
+	o.coming = nil
+	byID := make(map[string]subject)
+	for _, item := range items {
+		byID[item.id()] = item
+	}
+	groups := groupsOf(items)
+	if o.table.wide {
+		groups = nil
+		for _, item := range items {
+			groups = append(groups, group{Incident: drift.Incident{Findings: []drift.Finding{*item.finding}}})
+		}
+	}
+	for _, group := range groups {
+		item := byID[group.Worst().ID]
+		line := o.lineOf(item)
+		if line.incident != "" {
+			o.leading[line.incident] = line
+		}
+		if err := o.print(at, "open", line, suffixOf(item)); err != nil {
+			return err
+		}
+		if len(group.Others()) > 0 {
+			if err := o.print(at, "  also", watchLine{rest: o.below("", also(group.Others()))}, ""); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// below is the rest of a line that belongs to the one above it.
+func (o *watchOutput) below(task, text string) string {
+	return strings.Repeat(" ", severityWidth+1+placeWidth+1) + pad(task, taskWidth) + " " + text
 }
 
 func (o *watchOutput) item(item subject, change, resolved string, at *time.Time) error {
@@ -143,23 +219,65 @@ func (o *watchOutput) item(item subject, change, resolved string, at *time.Time)
 		})
 	}
 	line := o.lineOf(item)
-	if change == "resolved" || change == "removed" || change == "accepted" {
+	ends := change == "resolved" || change == "removed" || change == "accepted"
+	if ends {
+		if was, shown := o.known[item.id()]; shown {
+			line.incident = was.incident // an exception takes it out of there
+		}
 		delete(o.known, item.id())
 		delete(o.before, item.id())
 	} else {
 		o.known[item.id()] = line
 	}
+	if change == "open" && item.finding != nil {
+		o.coming = append(o.coming, item)
+		return nil
+	}
 	if resolved != "" {
 		change += " (" + said(resolved) + ")"
 	}
-	suffix := ""
-	if item.isAccepted() {
-		suffix = "(accepted by " + printable(item.finding.Exception) + ")"
+	change, line = o.within(change, line, ends)
+	return o.print(at, change, line, suffixOf(item))
+}
+
+func suffixOf(item subject) string {
+	switch {
+	case item.undecided != "":
+		return "(not judged by --filter: " + said(item.undecided) + ")"
+	case item.isAccepted():
+		return "(accepted by " + printable(item.finding.Exception) + ")"
 	}
-	if item.undecided != "" {
-		suffix = "(not judged by --filter: " + said(item.undecided) + ")"
+	return ""
+}
+
+// within returns how a change of a finding is shown beside the others of its incident.
+// The first, and any that is worse, is shown whole and stands for all; others are shown
+// below it in short. When the last one ends, the incident does.
+func (o *watchOutput) within(change string, line watchLine, ends bool) (string, watchLine) {
+	if line.incident == "" {
+		return change, line
 	}
-	return o.print(at, change, line, suffix)
+	lead, led := o.leading[line.incident]
+	switch {
+	case ends:
+		for _, other := range o.known {
+			if other.incident == line.incident {
+				return "  " + change, watchLine{rest: line.short}
+			}
+		}
+		delete(o.leading, line.incident)
+		if led {
+			return change, lead
+		}
+	case led && line.worst <= lead.worst && line.id != lead.id:
+		if change == "opened" {
+			change = "also"
+		}
+		return "  " + change, watchLine{rest: line.short}
+	default:
+		o.leading[line.incident] = line
+	}
+	return change, line
 }
 
 // left is one that the filter does not take any more. It may be of another
@@ -173,7 +291,8 @@ func (o *watchOutput) left(id string, at *time.Time) error {
 		return nil
 	}
 	delete(o.known, id)
-	return o.print(at, "left", line, "")
+	change, line := o.within("left", line, true)
+	return o.print(at, change, line, "")
 }
 
 func (o *watchOutput) lineOf(item subject) watchLine {
@@ -182,37 +301,45 @@ func (o *watchOutput) lineOf(item subject) watchLine {
 		where = item.called()
 	}
 	if f := item.finding; f != nil {
-		names := make([]string, 0, 4)
-		for _, cell := range []struct {
-			text  string
-			width int
-		}{{where, 40}, {taskOf(*f), 8}, {printable(what(*f)), 20}, {brief(f.Capabilities), 0}} {
-			names = append(names, text.Pad(cell.text, cell.width, ' '))
+		what := strings.Join([]string{pad(printable(what(*f)), 20), brief(f.Capabilities)}, " ")
+		line := watchLine{
+			severity: pad(o.table.severity(f.Severity), severityWidth) + " ", rest: strings.Join([]string{pad(where, placeWidth), pad(taskOf(*f), taskWidth), what}, " "),
+			id: f.ID, short: o.below(taskOf(*f), what), worst: f.Severity,
 		}
-		return watchLine{text.Pad(o.table.severity(f.Severity), 9, ' ') + " ", strings.Join(names, " ")}
+		if o.table.wide {
+			line.rest += " · " + printable(f.Message)
+			if f.Evidence != nil {
+				line.rest += " · " + strings.Join(evidenceLines(*f.Evidence), "; ")
+			}
+		} else if f.Incident != "" {
+			line.incident = f.Incident + "\x00" + f.Exception
+		}
+		return line
 	}
-	return watchLine{"", strings.Join([]string{
-		text.Pad(where, 40, ' '), text.Pad(shortID(item.id()), 14, ' '), text.Pad(printable(string(item.container.Observation)), 12, ' '), fmt.Sprint(item.processes),
+	return watchLine{rest: strings.Join([]string{
+		pad(where, placeWidth), pad(shortID(item.id()), 14), pad(printable(string(item.container.Observation)), 12), fmt.Sprint(item.processes),
 	}, " ")}
 }
 
-const timeWidth, changeWidth = 24, 20
+func pad(cell string, width int) string { return text.Pad(cell, width, ' ') }
+
+const timeWidth, changeWidth, severityWidth, placeWidth, taskWidth = 24, 20, 9, 40, 8
 
 func (o *watchOutput) print(at *time.Time, change string, line watchLine, suffix string) error {
 	var out strings.Builder
 	if !o.table.noHeaders && (o.heads == nil && !o.headed || o.heads != nil && o.heads.CompareAndSwap(false, true)) {
-		heading := []string{text.Pad("POD/CONTAINER", 40, ' '), text.Pad("ID", 14, ' '), text.Pad("SEEN", 12, ' '), "PROCESSES"}
+		heading := []string{pad("POD/CONTAINER", placeWidth), pad("ID", 14), pad("SEEN", 12), "PROCESSES"}
 		if o.resource == "finding" {
-			heading = []string{text.Pad("SEVERITY", 9, ' '), text.Pad("POD/CONTAINER", 40, ' '), text.Pad("PID", 8, ' '), text.Pad("FINDING", 20, ' '), "CAPABILITIES"}
+			heading = []string{pad("SEVERITY", severityWidth), pad("POD/CONTAINER", placeWidth), pad("PID", taskWidth), pad("FINDING", 20), "CAPABILITIES"}
 		}
-		fmt.Fprintf(&out, "%s %s%s %s\n", text.Pad("TIME", timeWidth, ' '), o.column("NODE"), text.Pad("CHANGE", changeWidth, ' '), strings.Join(heading, " "))
+		fmt.Fprintf(&out, "%s %s%s %s\n", pad("TIME", timeWidth), o.column("NODE"), pad("CHANGE", changeWidth), strings.Join(heading, " "))
 	}
 	o.headed = true
 	when := "-"
 	if at != nil {
 		when = at.UTC().Format("2006-01-02T15:04:05.000Z")
 	}
-	full := fmt.Sprintf("%s %s%s %s%s %s", text.Pad(when, timeWidth, ' '), o.column(printable(o.node)), text.Pad(change, changeWidth, ' '), line.severity, line.rest, suffix)
+	full := fmt.Sprintf("%s %s%s %s%s %s", pad(when, timeWidth), o.column(printable(o.node)), pad(change, changeWidth), line.severity, line.rest, suffix)
 	fmt.Fprintln(&out, strings.TrimRight(full, " "))
 	if _, err := io.WriteString(o, out.String()); err != nil {
 		return outputError{fmt.Errorf("writing: %w", err)}
@@ -225,7 +352,7 @@ func (o *watchOutput) column(name string) string {
 	if o.width == 0 {
 		return ""
 	}
-	return text.Pad(name, o.width, ' ') + " "
+	return pad(name, o.width) + " "
 }
 
 // lossReasons say why changes are missing.

@@ -85,7 +85,7 @@ func TestWatchTellsWhatIsAndWhatChanges(t *testing.T) {
 	until(t, "it is watched", feed.watched)
 
 	opened := report.Findings[0]
-	opened.ID, opened.PID, opened.Container = "new", 12, "ngi\x1b[2Jnx"
+	opened.ID, opened.PID, opened.Container, opened.Incident = "new", 12, "ngi\x1b[2Jnx", ""
 	after := *report
 	after.Findings = append(slices.Clone(report.Findings), opened)
 	feed.publish(after, agent.Change{Kind: agent.FindingOpened, Finding: &opened})
@@ -102,6 +102,64 @@ func TestWatchTellsWhatIsAndWhatChanges(t *testing.T) {
 	w.interrupt()
 	if text := w.ends(exitDone); strings.Count(text, "\n") != 1+5+2 || strings.Contains(text, "\x1b") || !strings.HasPrefix(text, "TIME ") {
 		t.Errorf("it printed\n%s", text)
+	}
+}
+
+// TestWatchShowsAnIncidentOnce: what one process shows is told by the worst of it, and the
+// rest in short below; the incident ends with the last of its findings.
+func TestWatchShowsAnIncidentOnce(t *testing.T) {
+	leakless(t)
+	report := shop()
+	feed := newTold(report)
+	at := agentSocketOf(t, feed)
+	lines, wide := startWatch(t, "watch", "--agent", at, "--no-headers"), startWatch(t, "watch", "--agent", at, "-o", "wide")
+	until(t, "both watch", func() bool {
+		feed.mu.Lock()
+		defer feed.mu.Unlock()
+		return len(feed.watchers) == 2
+	})
+	wide.prints(`it holds more than declared · process 11 (7 in its container) started 2026-01-02T03:04:05Z; its program is "/memfd:\x1b[2J (deleted)"`)
+	publish := func(kind agent.ChangeKind, f drift.Finding, why string) {
+		feed.publish(*report, agent.Change{Kind: kind, Finding: &f, Resolved: why})
+	}
+	worst, milder := report.Findings[0], report.Findings[1]
+	other := func(id string, kind drift.Kind, severity drift.Severity) drift.Finding {
+		f := milder
+		f.ID, f.Kind, f.Severity, f.Incident, f.PID = id, kind, severity, "other", 12
+		return f
+	}
+	publish(agent.FindingOpened, other("o1", drift.NNPMissing, drift.High), "")
+	publish(agent.FindingOpened, other("o2", drift.PermittedExcess, drift.Critical), "")
+	publish(agent.FindingOpened, other("o3", drift.ThreadExcess, drift.Critical), "")
+	publish(agent.FindingUpdated, other("o2", drift.PermittedExcess, drift.Critical), "")
+	publish(agent.FindingUpdated, other("o1", drift.NNPMissing, drift.High), "")
+	publish(agent.FindingResolved, worst, "ended")
+	publish(agent.FindingResolved, milder, "ended")
+	until(t, "the last change is told", func() bool { return strings.Count(lines.out.String(), "resolved") == 2 })
+	lines.interrupt()
+	wide.interrupt()
+	var told []string
+	for line := range strings.Lines(lines.ends(exitDone)) {
+		if strings.Contains(line, "inheritable_excess") || strings.Contains(line, " 11 ") || strings.Contains(line, " 12 ") {
+			told = append(told, strings.Join(strings.Fields(line)[1:], " "))
+		}
+	}
+	want := []string{
+		"open critical shop/web-0/nginx 11 bounding_excess CAP_NET_RAW CAP_SYS_ADMIN",
+		"also inheritable_excess",
+		"opened high shop/web-0/nginx 12 nnp_missing CAP_SYS_ADMIN",
+		"opened critical shop/web-0/nginx 12 permitted_excess CAP_SYS_ADMIN",
+		"also 12 thread_excess CAP_SYS_ADMIN",
+		"updated critical shop/web-0/nginx 12 permitted_excess CAP_SYS_ADMIN",
+		"updated 12 nnp_missing CAP_SYS_ADMIN",
+		"resolved (ended) 11 bounding_excess CAP_NET_RAW CAP_SYS_ADMIN",
+		"resolved (ended) critical shop/web-0/nginx 11 bounding_excess CAP_NET_RAW CAP_SYS_ADMIN",
+	}
+	if !slices.Equal(told, want) {
+		t.Errorf("it told\n%s\nwant\n%s", strings.Join(told, "\n"), strings.Join(want, "\n"))
+	}
+	if text := wide.ends(exitDone); strings.Contains(text, " also ") || strings.Count(text, "inheritable_excess") != 2 {
+		t.Errorf("a wide watch tells each finding:\n%s", text)
 	}
 }
 
@@ -170,14 +228,14 @@ func TestWatchGoesOn(t *testing.T) {
 	lines.says("connecting again")
 	objects.prints(`"type":"disconnected"`)
 	opened := report.Findings[0]
-	opened.ID = "while-away"
+	opened.ID, opened.Incident = "while-away", ""
 	after := *report
 	after.Findings = append(slices.Clone(report.Findings), opened)
 	feed.publish(after, agent.Change{Kind: agent.FindingOpened, Finding: &opened})
 	stop = serveAgent(t, feed, listenUnix(t, path))
 	lines.prints("2026-01-02T03:04:00.001Z opened ")
 	objects.prints(`"change":"opened"`)
-	if text := lines.out.String(); strings.Count(text, " open ") != 5 || strings.Contains(lines.errs.String(), "lost") {
+	if text := lines.out.String(); strings.Count(text, " open ") != 4 || strings.Contains(lines.errs.String(), "lost") {
 		t.Errorf("it did not resume:\n%s%s", text, lines.errs.String())
 	}
 
@@ -191,7 +249,7 @@ func TestWatchGoesOn(t *testing.T) {
 	until(t, "another snapshot ends", func() bool { return strings.Count(objects.out.String(), "snapshot_end") == 2 })
 	lines.interrupt()
 	objects.interrupt()
-	if text := lines.ends(exitDone); strings.Count(text, " open ") != 10 || strings.Count(text, " gone ") != 1 || strings.Count(text, "TIME") != 1 {
+	if text := lines.ends(exitDone); strings.Count(text, " open ") != 8 || strings.Count(text, " gone ") != 1 || strings.Count(text, "TIME") != 1 {
 		t.Errorf("it printed\n%s", text)
 	}
 	objects.ends(exitDone)

@@ -7,7 +7,9 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -122,9 +124,16 @@ func setNoNewPrivs(string, []string) error {
 // Only this thread sets PR_SET_KEEPCAPS (it is per thread), so that the
 // setresuid of all threads clears the permitted set of all the others.
 func keepInWorker(value string, _ []string) error {
-	mask, err := strconv.ParseUint(value, 16, 64)
+	sets, life, limited := strings.Cut(value, ":")
+	mask, err := strconv.ParseUint(sets, 16, 64)
 	if err != nil {
 		return err
+	}
+	var d time.Duration
+	if limited {
+		if d, err = time.ParseDuration(life); err != nil {
+			return err
+		}
 	}
 	prepared, dropped, done := make(chan error), make(chan struct{}), make(chan error)
 	go func() {
@@ -132,6 +141,12 @@ func keepInWorker(value string, _ []string) error {
 		prepared <- unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
 		<-dropped
 		done <- keepOnThisThread(mask)
+		if limited {
+			<-time.After(d)
+			if err := keepOnThisThread(0); err != nil {
+				fatal(err)
+			}
+		}
 		select {}
 	}()
 	if err := <-prepared; err != nil {

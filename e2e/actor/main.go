@@ -15,7 +15,8 @@
 //	bound=HEX       drop every other capability from the bounding set
 //	uid=N           real, effective and saved uid of every thread
 //	nnp             set no_new_privs
-//	worker=HEX      one thread keeps HEX; all others become uid 1000 and lose everything
+//	worker=HEX[:FOR] one thread keeps HEX, for a duration if named; all others become uid 1000
+//	                and lose everything
 //	exec=PATH       execve PATH with the remaining steps
 //	beat=EVERY      wake up once per EVERY (a duration) from now on, as idle services do
 //
@@ -28,11 +29,26 @@
 // # Steps that make processes
 //
 //	spawn=N         N children that sleep, of several threads each
-//	crowd=N         N children that sleep, of one thread each
+//	crowd=N[:EVERY] N children that sleep, of one thread each, and wake up once per EVERY
 //	churn=N[:EVERY] N loops that start and reap short-lived children, one per EVERY
 //	                (a duration; without it as fast as possible), while the steps go on
 //	serve           obey standard input: "spawn" prints the new child's pid, "kill"
 //	                ends it and prints "gone"
+//
+// # Steps that attack who watches (attacks.go)
+//
+//	relay=EVERY[:parent] fork a successor and end, once per EVERY; with parent by CLONE_PARENT
+//	orphan          hand the remaining steps to a child, and end
+//	nests=N:LIFE    N children in user namespaces of their own, each of which lives for LIFE
+//	move=CGROUP     hand the remaining steps to a child in another cgroup (v1), and wait for it
+//	groups=N        N supplementary groups
+//	projects        map project ids as the initial user namespace does
+//	uids=R:E:S      real, effective and saved uid of every thread
+//	leader=R:E:S    the same of the leader alone
+//	burn=N          N children that compute for ever
+//	drop            let the kernel collect ended children
+//	pause=FOR       go on after a duration
+//	await           print "ready" and go on after SIGUSR1
 //
 // # Steps that need a network
 //
@@ -45,7 +61,7 @@
 //	sleep           wait for SIGTERM
 //	exit            leave at once
 //
-// Under other names it is a wrapper of the OCI runtime (wrapper.go).
+// Under other names it is a wrapper of the OCI runtime, or a hook of it (wrapper.go).
 package main
 
 import (
@@ -89,32 +105,46 @@ func main() {
 // roles are what the actor is under other names.
 var roles = map[string]func() error{
 	wrapperName: wrap,
+	slowName:    wrapSlowly,
+	hookName:    slowHook,
 }
 
 // A step gets the text after "=" and the steps that follow it.
 type step func(value string, rest []string) error
 
 var steps = map[string]step{
-	"name":   setName,
-	"caps":   setCaps,
-	"inh":    setInheritable,
-	"bound":  limitBounding,
-	"uid":    setUID,
-	"nnp":    setNoNewPrivs,
-	"worker": keepInWorker,
-	"exec":   execSelf,
-	"userns": inUserNamespace,
-	"ns":     inNamespacesOf,
-	"spawn":  spawn,
-	"crowd":  crowd,
-	"churn":  churn,
-	"serve":  serve,
-	"beat":   beat,
-	"listen": listen,
-	"call":   call,
-	"ready":  func(string, []string) error { _, err := fmt.Println("ready"); return err },
-	"sleep":  func(string, []string) error { select {} },
-	"exit":   func(string, []string) error { os.Exit(0); return nil },
+	"name":     setName,
+	"caps":     setCaps,
+	"inh":      setInheritable,
+	"bound":    limitBounding,
+	"uid":      setUID,
+	"nnp":      setNoNewPrivs,
+	"worker":   keepInWorker,
+	"exec":     execSelf,
+	"userns":   inUserNamespace,
+	"ns":       inNamespacesOf,
+	"spawn":    spawn,
+	"crowd":    crowd,
+	"churn":    churn,
+	"serve":    serve,
+	"beat":     beat,
+	"relay":    relay,
+	"orphan":   orphan,
+	"nests":    nests,
+	"move":     move,
+	"groups":   setGroups,
+	"projects": mapProjects,
+	"uids":     setUIDs,
+	"leader":   setLeaderUIDs,
+	"burn":     burn,
+	"drop":     dropChildren,
+	"pause":    pause,
+	"await":    await,
+	"listen":   listen,
+	"call":     call,
+	"ready":    func(string, []string) error { _, err := fmt.Println("ready"); return err },
+	"sleep":    func(string, []string) error { select {} },
+	"exit":     func(string, []string) error { os.Exit(0); return nil },
 }
 
 func run(args []string) error {

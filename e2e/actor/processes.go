@@ -98,6 +98,11 @@ func inNamespacesOf(value string, rest []string) error {
 		defer f.Close()
 		files[i] = f
 	}
+	own, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
 	// setns of a mount namespace is refused while the thread shares its root.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
@@ -114,6 +119,10 @@ func inNamespacesOf(value string, rest []string) error {
 	cmd.SysProcAttr.Pdeathsig = 0
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	// Who started it is not in the container: that would be found too.
+	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("setns mnt: %w", err)
 	}
 	fmt.Println("pid", cmd.Process.Pid)
 	return handOver(cmd)
@@ -135,23 +144,36 @@ func spawn(value string, _ []string) error {
 // crowd forks without execve, because a Go program starts threads before it can be asked
 // not to. The children use nothing of Go's: there is no scheduler in them.
 func crowd(value string, _ []string) error {
-	n, err := strconv.Atoi(value)
+	n, every, err := countAndPace(value)
 	if err != nil {
 		return err
 	}
+	pause := unix.NsecToTimespec(every.Nanoseconds())
+	if every == 0 {
+		pause.Sec = 1 << 32 // for ever
+	}
 	for range n {
-		pid, _, errno := syscall.RawSyscall(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0)
+		pid, errno := fork(0)
 		if errno != 0 {
 			return errno
 		}
 		if pid == 0 {
 			_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0)
 			for {
-				_, _, _ = syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+				nap(&pause)
 			}
 		}
 	}
 	return nil
+}
+
+// countAndPace parses "N" and "N:EVERY".
+func countAndPace(value string) (n int, every time.Duration, err error) {
+	count, pace, paced := strings.Cut(value, ":")
+	if n, err = strconv.Atoi(count); err == nil && paced {
+		every, err = time.ParseDuration(pace)
+	}
+	return n, every, err
 }
 
 func beat(value string, _ []string) error {
@@ -168,16 +190,9 @@ func beat(value string, _ []string) error {
 }
 
 func churn(value string, _ []string) error {
-	count, pace, paced := strings.Cut(value, ":")
-	n, err := strconv.Atoi(count)
+	n, every, err := countAndPace(value)
 	if err != nil {
 		return err
-	}
-	var every time.Duration
-	if paced {
-		if every, err = time.ParseDuration(pace); err != nil {
-			return err
-		}
 	}
 	for range n {
 		go func() {

@@ -172,7 +172,10 @@ func inheritProcessors(dir string) error {
 
 // Enter puts the calling process into a cgroup, in every tree. It may be missing, but not what is above
 // it; unlike Make, Enter lets the caller come from there.
-func Enter(path string) error {
+func Enter(path string) error { return Put(path, 0) }
+
+// Put is Enter for another process.
+func Put(path string, pid int) error {
 	all, err := Hierarchies()
 	if err != nil {
 		return err
@@ -182,7 +185,7 @@ func Enter(path string) error {
 		if err := h.mkdir(dir); err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
-		if err := put(dir, 0); err != nil {
+		if err := put(dir, pid); err != nil {
 			return err
 		}
 	}
@@ -191,13 +194,61 @@ func Enter(path string) error {
 
 // Follow moves pid into the cgroups of another process, in every tree.
 func Follow(of, pid int) error {
-	all, err := Hierarchies()
+	dirs, err := dirsOf(of)
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", of))
+	for _, dir := range dirs {
+		if err := put(dir, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Of is the cgroup of a process in one of the trees.
+func Of(pid int) (string, error) {
+	all, err := Hierarchies()
 	if err != nil {
-		return err
+		return "", err
+	}
+	dirs, err := dirsOf(pid)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(all, func(h Hierarchy) bool { return strings.HasPrefix(dirs[0], h.Mount+"/") })
+	return strings.TrimPrefix(dirs[0], all[i].Mount), nil
+}
+
+// Beside lists the processes in the cgroup of another process, in one of the trees.
+func Beside(of int) (pids []int, err error) {
+	dirs, err := dirsOf(of)
+	if err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(filepath.Join(dirs[0], "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	for _, field := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// dirsOf are the cgroups of a process, in every tree.
+func dirsOf(pid int) (dirs []string, err error) {
+	all, err := Hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil, err
 	}
 	for line := range strings.Lines(string(b)) {
 		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
@@ -205,11 +256,12 @@ func Follow(of, pid int) error {
 		if i < 0 {
 			continue // mounted nowhere
 		}
-		if err := put(filepath.Join(all[i].Mount, parts[2]), pid); err != nil {
-			return err
-		}
+		dirs = append(dirs, filepath.Join(all[i].Mount, parts[2]))
 	}
-	return nil
+	if len(dirs) == 0 {
+		return nil, fmt.Errorf("process %d is in no cgroup that is mounted below %s", pid, Root)
+	}
+	return dirs, nil
 }
 
 // put moves a process; 0 is the caller.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/capdrift/capdrift/e2e/agentpod"
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
@@ -61,14 +62,14 @@ func TestAgentFromPod(t *testing.T) {
 	withPtrace := func(profile cri.SecurityProfile_ProfileType) node.Pod {
 		p := agentPod(n, "/proc", 0)
 		p.Security.Capabilities.AddCapabilities = []string{"SYS_PTRACE"}
-		if appArmor() {
+		if agentpod.AppArmor() {
 			p.Security.Apparmor = &cri.SecurityProfile{ProfileType: profile}
 		}
 		return p
 	}
 	// AppArmor lets who runs under a container's profile look at those alone that do too.
 	var refused []string
-	if appArmor() {
+	if agentpod.AppArmor() {
 		refused = []string{"the identity of the user namespaces of"}
 	}
 	// Without hostPID, the pid of the runtime is one of another namespace too.
@@ -84,9 +85,9 @@ func TestAgentFromPod(t *testing.T) {
 		{"no_capability", agentPod(n, "/proc", 0), seesAll("0000000000000000", "the identity of user namespaces")},
 		{"ptrace", withPtrace(cri.SecurityProfile_Unconfined), seesAll("0000000000080000")},
 		{"ptrace_confined", withPtrace(cri.SecurityProfile_RuntimeDefault), seesAll("0000000000080000", refused...)},
-		{"without_hostPID", ownPids(agentPod(n, "/proc", 0)), seesAll("0000000000000000", apart...)},
+		{"without_hostPID", agentpod.OwnPids(agentPod(n, "/proc", 0)), seesAll("0000000000000000", apart...)},
 		{"hidepid", agentPod(n, hiding, 0), seesSome(hiding, "the identity of user namespaces")},
-		{"hidepid_without_hostPID", ownPids(agentPod(n, hidingToo, 0)), seesSome(hidingToo, apart...)},
+		{"hidepid_without_hostPID", agentpod.OwnPids(agentPod(n, hidingToo, 0)), seesSome(hidingToo, apart...)},
 		{"nobody", agentPod(n, "/proc", nobody), seesNoRuntime},
 	}
 	agents := make([]*podAgent, len(rows))
@@ -148,16 +149,6 @@ func inPod(t *testing.T, name string, p node.Pod, journal string, port int) (nod
 	t.Helper()
 	dir := t.TempDir()
 	a := &podAgent{anAgent: anAgent{t: t, socket: filepath.Join(dir, "agent.sock"), metrics: fmt.Sprintf("127.0.0.1:%d", port)}}
-	config := fmt.Sprintf(`
-node: {hostRoot: /host}
-cadence: {sweep: 1h, threads: 1h, list: 1h}
-api: {socket: /run/capdrift/agent.sock}
-journal: {dir: /run/capdrift/journal}
-metrics: {address: %q}
-`, a.metrics)
-	if err := os.WriteFile(filepath.Join(dir, "agent.yaml"), []byte(config), 0o644); err != nil {
-		t.Fatal(err)
-	}
 	own := filepath.Join(dir, "journal")
 	if err := os.CopyFS(own, os.DirFS(journal)); err != nil {
 		t.Fatal(err)
@@ -165,21 +156,11 @@ metrics: {address: %q}
 	if err := os.Chmod(own, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// What the agent keeps must be its user's own.
-	user := int(p.Security.RunAsUser.Value)
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chown(path, user, user)
-	})
+	p, err := agentpod.Agent(p, dir, "cadence: {sweep: 1h, threads: 1h, list: 1h}", fmt.Sprintf("metrics: {address: %q}", a.metrics))
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.Container = name
-	p.Command = []string{"/bin/capdrift"}
-	p.Args = []string{"agent", "--config", "/run/capdrift/agent.yaml"}
-	p.Mounts = append(p.Mounts, &cri.Mount{HostPath: dir, ContainerPath: "/run/capdrift"})
 	return p, a
 }
 

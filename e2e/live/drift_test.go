@@ -313,7 +313,7 @@ func TestDrift(t *testing.T) {
 	r := scanUntilSettled(t)
 	explained := map[string]bool{}
 	for i, s := range scenes {
-		id := containers[i].ID
+		id := containers[i].ReportedID()
 		explained[id] = true
 		t.Run(s.name, func(t *testing.T) {
 			var got []finding

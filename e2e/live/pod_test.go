@@ -14,49 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/capdrift/capdrift/e2e/agentpod"
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
-// agentPod is how capdrift is meant to be deployed: on the host's pids, with no capability,
-// a read-only root, and of the host only /proc, the cgroup tree and the runtime's socket.
+// agentPod is how capdrift is meant to be deployed, but on the host's pids.
 func agentPod(n *node.Node, proc string, user int64) node.Pod {
-	sc := &cri.LinuxContainerSecurityContext{
-		Capabilities:     capabilities(nil, []string{"ALL"}),
-		NoNewPrivs:       true,
-		ReadonlyRootfs:   true,
-		RunAsUser:        uid(user),
-		RunAsGroup:       uid(user),
-		NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_NODE},
-	}
-	if appArmor() {
-		sc.Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
-	}
-	mount := func(host, inside string) *cri.Mount {
-		return &cri.Mount{HostPath: host, ContainerPath: inside, Readonly: true}
-	}
-	return node.Pod{Security: sc, Shared: true, Mounts: []*cri.Mount{
-		mount(filepath.Join(programs, "capdrift"), "/bin/capdrift"),
-		mount(proc, "/host/proc"),
-		mount("/sys/fs/cgroup", "/host/sys/fs/cgroup"),
-		mount(n.SocketDir(), "/host/run/containerd"), // where it is looked for
-	}}
-}
-
-// ownPids takes the pod off the host's pids.
-func ownPids(p node.Pod) node.Pod {
-	p.Security.NamespaceOptions.Pid = cri.NamespaceMode_CONTAINER
-	return p
-}
-
-func appArmor() bool {
-	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.TrimSpace(string(b)) == "Y"
+	return agentpod.Pod(n, filepath.Join(programs, "capdrift"), proc, user)
 }
 
 // scanFrom runs the scan inside a pod.
 func scanFrom(t *testing.T, c *node.Container) (r report, stderr string, status int) {
 	t.Helper()
-	stdout, errs, err := theNode.Exec(t.Context(), c, "/bin/capdrift", "scan", "-o", "json", "--host-root", "/host")
+	stdout, errs, err := theNode.Exec(t.Context(), c, agentpod.Program, "scan", "-o", "json", "--host-root", agentpod.HostRoot)
 	var exit *node.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
@@ -81,7 +51,7 @@ func TestFromPod(t *testing.T) {
 		agentPod(n, "/proc", 65534),
 		agentPod(n, hidingProc(t, n), 0),
 		agentPod(n, hidingProc(t, n), 65534),
-		ownPids(agentPod(n, "/proc", 0)),
+		agentpod.OwnPids(agentPod(n, "/proc", 0)),
 	)
 	plain, victim, userns := containers[0], containers[2], containers[3]
 	injected, err := n.Inject(t.Context(), victim, "ready", "sleep")
@@ -166,7 +136,7 @@ func TestFromPod(t *testing.T) {
 		mustHave(t, own != ours, "private cgroup namespaces of containers (cgroup v2)")
 	})
 	t.Run("apparmor", func(t *testing.T) {
-		mustHave(t, appArmor(), "AppArmor")
+		mustHave(t, agentpod.AppArmor(), "AppArmor")
 		profile, err := os.ReadFile("/proc/" + strconv.Itoa(byRoot.Pid) + "/attr/current")
 		if err != nil || !strings.Contains(string(profile), "(enforce)") {
 			t.Errorf("the agent's profile is %q, %v; want one enforced", profile, err)

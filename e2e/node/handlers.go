@@ -20,6 +20,9 @@ const (
 	// HandlerWrapped calls runc through a wrapper that edits each config.json: it adds
 	// WrapperCapability to all sets but the ambient one.
 	HandlerWrapped = "wrapped"
+	// HandlerSlow calls runc through a wrapper that gives each container a hook which takes
+	// seconds, before the container's program is started.
+	HandlerSlow = "slow"
 )
 
 // What the two handlers add.
@@ -33,6 +36,10 @@ func (n *Node) BaseSpec() string { return filepath.Join(n.Root, "base-spec.json"
 
 // Wrapper is the path of HandlerWrapped's program. The actor is it under that name.
 func (n *Node) Wrapper() string { return filepath.Join(n.Root, "runc-wrapper") }
+
+// slowWrapper is the path of HandlerSlow's program, slowHook that of its hook.
+func (n *Node) slowWrapper() string { return filepath.Join(n.Root, "runc-slow") }
+func (n *Node) slowHook() string    { return filepath.Join(n.Root, "slow-hook") }
 
 func (n *Node) makeHandlers(ctx context.Context) error {
 	spec, err := oci.GenerateSpec(namespaces.WithNamespace(ctx, "k8s.io"), nil, &containers.Container{ID: "base"})
@@ -50,5 +57,10 @@ func (n *Node) makeHandlers(ctx context.Context) error {
 	if err := os.WriteFile(n.BaseSpec(), text, 0o644); err != nil {
 		return err
 	}
-	return os.Symlink(n.program("actor"), n.Wrapper())
+	for _, link := range []string{n.Wrapper(), n.slowWrapper(), n.slowHook()} {
+		if err := os.Symlink(n.program("actor"), link); err != nil {
+			return err
+		}
+	}
+	return nil
 }

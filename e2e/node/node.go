@@ -193,6 +193,14 @@ state = '{{.Root}}/state'
   BinaryName = '{{.Wrapper}}'
   Root = '{{.RuncRoot}}'
   SystemdCgroup = {{.Systemd}}
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{{.SlowHandler}}]
+  runtime_type = 'io.containerd.runc.v2'
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.{{.SlowHandler}}.options]
+  BinaryName = '{{.SlowWrapper}}'
+  Root = '{{.RuncRoot}}'
+  SystemdCgroup = {{.Systemd}}
 `))
 
 // runcRoot is runc's state folder; the shim adds the containerd namespace.
@@ -210,6 +218,7 @@ func (n *Node) configure() error {
 		"Root": n.Root, "Socket": n.socket(), "Image": Image, "CNI": n.cni(),
 		"Runc": n.program("runc"), "RuncRoot": n.runcRoot(), "Systemd": n.cfg.Systemd,
 		"WideHandler": HandlerWide, "BaseSpec": n.BaseSpec(), "WrappedHandler": HandlerWrapped, "Wrapper": n.Wrapper(),
+		"SlowHandler": HandlerSlow, "SlowWrapper": n.slowWrapper(),
 		"TaskState": time.Duration(float64(2*time.Second) * n.cfg.Slow),
 	})
 	if err != nil {

@@ -47,7 +47,7 @@ func (n *Node) RunMoby(ctx context.Context, args ...string) (_ *Container, err e
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{ID: newContainerID()}
+	c := &Container{ID: newContainerID(), Namespace: mobyNamespace}
 	c.log = filepath.Join(n.Root, "logs", c.ID)
 	container, err := n.client.NewContainer(ctx, c.ID,
 		containerd.WithNewSnapshot(c.ID, image),

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	taskstypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -30,6 +32,8 @@ type Pod struct {
 	Handler  string   // the runtime handler; default containerd's
 	Env      map[string]string
 	Mounts   []*cri.Mount
+	// Resources are the container's; default none, which is best effort.
+	Resources *cri.LinuxContainerResources
 	// Shared runs the container in a pod that the node keeps for containers like it:
 	// privileged or not, with the same namespaces. That is much cheaper than a pod of its own;
 	// Namespace and Name are then the node's choice.
@@ -47,7 +51,17 @@ type Container struct {
 	Sandbox string // the pod's; empty when no CRI pod explains the container
 	Pid     int    // of its first process, as the host sees it; 0 before it is started
 	Pod     Pod
-	log     string // its output
+	// Namespace is containerd's, where that is another than the CRI's.
+	Namespace string
+	log       string // its output
+}
+
+// ReportedID is the id that a report has of it.
+func (c *Container) ReportedID() string {
+	if c.Namespace == "" {
+		return c.ID
+	}
+	return c.Namespace + "/" + c.ID
 }
 
 // sandbox is a pod without containers.
@@ -159,6 +173,9 @@ func (n *Node) withDefaults(p Pod) Pod {
 	if p.Security == nil {
 		p.Security = &cri.LinuxContainerSecurityContext{}
 	}
+	if p.Resources == nil {
+		p.Resources = &cri.LinuxContainerResources{}
+	}
 	if p.Security.NamespaceOptions == nil {
 		p.Security.NamespaceOptions = &cri.NamespaceOption{
 			Network: cri.NamespaceMode_NODE, // no CNI needed
@@ -212,7 +229,7 @@ func (n *Node) createContainer(ctx context.Context, c *Container, sandbox *cri.P
 		Labels:   map[string]string{"io.kubernetes.container.name": p.Container},
 		LogPath:  filepath.Base(c.log),
 		Linux: &cri.LinuxContainerConfig{
-			Resources:       &cri.LinuxContainerResources{},
+			Resources:       p.Resources,
 			SecurityContext: p.Security,
 		},
 	}
@@ -237,18 +254,15 @@ func (n *Node) start(ctx context.Context, c *Container) error {
 	if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: c.ID}); err != nil {
 		return err
 	}
-	r, err := n.status(ctx, c)
+	// Not the verbose status, which a container can make larger than containerd can send.
+	task, err := n.client.TaskService().Get(namespaces.WithNamespace(ctx, criNamespace), &tasks.GetRequest{ContainerID: c.ID})
 	if err != nil {
-		return err
+		return fmt.Errorf("container has no task: %w", err)
 	}
-	var info struct{ Pid int }
-	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil {
-		return err
+	if task.Process.Status == taskstypes.Status_STOPPED {
+		return fmt.Errorf("container has ended with status %d", task.Process.ExitStatus)
 	}
-	if info.Pid == 0 {
-		return fmt.Errorf("container is %v, exit code %d: %s", r.Status.State, r.Status.ExitCode, r.Status.Message)
-	}
-	c.Pid = info.Pid
+	c.Pid = int(task.Process.Pid)
 	return c.awaitReady(ctx, c.Pod.Args)
 }
 
@@ -322,6 +336,22 @@ type ExitError struct {
 
 func (e *ExitError) Error() string {
 	return "exit status " + strconv.Itoa(e.Code) + ": " + string(e.Stderr)
+}
+
+// Resize gives a container other resources while it runs, as the kubelet does for a resized pod.
+func (n *Node) Resize(ctx context.Context, c *Container, resources *cri.LinuxContainerResources) error {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	_, err := n.runtime.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: resources})
+	return err
+}
+
+// Stop stops a container, at once, and keeps it and its pod.
+func (n *Node) Stop(ctx context.Context, c *Container) error {
+	ctx, cancel := n.Within(ctx, time.Minute)
+	defer cancel()
+	_, err := n.runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.ID})
+	return err
 }
 
 // Remove stops and removes a pod with its container, or of a shared pod the container alone.

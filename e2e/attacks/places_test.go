@@ -1,0 +1,135 @@
+//go:build linux
+
+package attacks
+
+import (
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/capdrift/capdrift/e2e/cgroup"
+	"github.com/capdrift/capdrift/e2e/node"
+)
+
+// mover is a pod that may have CAP_SYS_ADMIN, whose child is in another cgroup.
+func (s *scene) mover(name, to string, pid cri.NamespaceMode) *node.Container {
+	s.t.Helper()
+	return s.attacked(name, &cri.LinuxContainerSecurityContext{
+		Capabilities:     &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}},
+		NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: pid},
+	}, "move="+to, "name=moved", "ready", "sleep")
+}
+
+// needsV1 skips a test where a container's own cgroup namespace keeps it from others' cgroups.
+func needsV1(t *testing.T) {
+	t.Helper()
+	all, err := cgroup.Hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(all, func(h cgroup.Hierarchy) bool { return !h.V2() }) {
+		t.Skip("containers of cgroup v2 have a cgroup namespace of their own, from which nobody is moved")
+	}
+}
+
+// TestRow10Moved: a container with declared CAP_SYS_ADMIN mounts the cgroup trees and moves its child
+// into another pod's cgroup. The mover is blamed and not who was given the child.
+func TestRow10Moved(t *testing.T) {
+	onNode(t)
+	needsV1(t)
+	t.Parallel()
+	s := begin(t)
+	victim := s.innocent("victim", nil)
+	to, err := cgroup.Of(victim.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.mover("mover", to, cri.NamespaceMode_CONTAINER)
+	s.await("the child is in the other pod's cgroup", func() bool {
+		return slices.ContainsFunc(tasksOf(t, victim), func(one task) bool { return one.name == "moved" && one.permitted&sysAdmin != 0 })
+	})
+	if f := s.finds(c, "high"); !strings.Contains(f.Message, "moved") {
+		t.Errorf("it does not say that it was moved: %v", f)
+	}
+	s.scanFinds(c, "high")
+}
+
+// TestRow10MovedOut: such a container on the host's pids moves its child to the root of the trees,
+// where no container is. The child is still the container's.
+func TestRow10MovedOut(t *testing.T) {
+	onNode(t)
+	needsV1(t)
+	t.Parallel()
+	s := begin(t)
+	c := s.mover("leaver", "/", cri.NamespaceMode_NODE)
+	isIts := func(r report) bool {
+		for _, of := range r.Containers {
+			for _, p := range of.Processes {
+				if of.ID == c.ID && p.Name == "moved" {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	s.await("the child has left the container's cgroup", func() bool {
+		return !slices.ContainsFunc(tasksOf(t, c), func(one task) bool { return one.name == "moved" })
+	})
+	s.await("the agent still counts the child to the container", func() bool { return isIts(s.look()) })
+	if !isIts(s.scan()) {
+		t.Error("scan does not count the child to the container")
+	}
+}
+
+// TestRow16Joined: somebody on the host enters a container's namespaces from a login session, whose
+// cgroup is none of a container's. He is found in the container that he joined, and not as a container
+// of his own.
+func TestRow16Joined(t *testing.T) {
+	t.Parallel()
+	s := begin(t)
+	s.innocent("neighbor", nil)
+	session := theNode.Cgroup + "/user.slice/user-0.slice/session-7.scope"
+	if err := cgroup.Make(session); err != nil {
+		t.Fatal(err)
+	}
+	var joined []*node.Container
+	for name, namespaces := range map[string]string{"joined-all": "ipc,uts,net,pid,mnt", "joined-mounts": "mnt", "joined-pids": "pid"} {
+		c := s.attacked(name, nil)
+		p := s.host("ns="+pidOf(c)+":"+namespaces, "name="+name, "ready", "sleep")
+		if err := cgroup.Put(session, p.Pid); err != nil {
+			t.Fatal(err)
+		}
+		joined = append(joined, c)
+	}
+	s.findsAll(joined)
+}
+
+// TestRow22NamedAsMonitor: a cgroup below a pod's has "-conmon-" in its name, as that of CRI-O's monitor
+// has. Who is in it is looked at.
+func TestRow22NamedAsMonitor(t *testing.T) {
+	t.Parallel()
+	s := begin(t)
+	s.innocent("neighbor", nil)
+	c := s.attacked("monitored", nil)
+	s.guilty[c.Sandbox], s.guilty[""] = "its pod", "the node"
+	own, err := cgroup.Of(c.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hidden := path.Join(path.Dir(own), "not-conmon-at-all")
+	if err := cgroup.Make(hidden); err != nil {
+		t.Fatal(err)
+	}
+	p := s.host("ns="+pidOf(c), "name=hidden", "ready", "sleep")
+	if err := cgroup.Put(hidden, p.Pid); err != nil {
+		t.Fatal(err)
+	}
+	is := func(f finding) bool { return f.Pid == p.Pid && rank(f.Severity) >= rank("high") }
+	s.await("the agent finds who is in it", func() bool { return slices.ContainsFunc(s.told.open(), is) })
+	if r := s.scan(); !slices.ContainsFunc(r.Findings, is) {
+		t.Errorf("scan does not find process %d, but %v", p.Pid, r.Findings)
+	}
+}
