@@ -100,11 +100,14 @@ func TestAnHourOfChurn(t *testing.T) {
 func TestALowerRankNeverEvictsAHigherOne(t *testing.T) {
 	j := unsynced(t)
 	var sequence uint64
-	for j.Lost() == 0 {
+	for j.index.bytes()+20200 <= MinBytes {
 		sequence++
 		must(t, j.Append(owned(sequence, 5, fmt.Sprint(sequence%3), 20000)))
 	}
 	before, _ := j.Depth()
+	if j.Lost() > 0 {
+		t.Fatalf("%d lost", j.Lost())
+	}
 	for range 300 {
 		sequence++
 		must(t, j.Append(owned(sequence, uint8(sequence%5), "other", 20000)))

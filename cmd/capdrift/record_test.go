@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -391,5 +392,23 @@ func TestRecorderOfANewerRelease(t *testing.T) {
 	r.must(journal.ErrNewer, err, r.opens("a"))
 	if before.open != nil || !strings.Contains(err.Error(), "start that release again") {
 		t.Errorf("%+v, %v", before, err)
+	}
+}
+
+// TestRecorderFitting: where not all findings fit, each pod has its first one remembered before
+// another has its second.
+func TestRecorderFitting(t *testing.T) {
+	r := newRecording(t, t.TempDir(), "boot", "one")
+	var open []drift.Finding
+	for _, id := range []string{"a/1", "a/2", "a/3", "info/1", "b/1", "c/1"} {
+		open = append(open, r.found(id))
+	}
+	one, err := encodeFinding(&open[0])
+	r.must(nil, err)
+	put, err := r.fitting(open, 4*stateCost(stateFinding+"a/1", one))
+	r.must(nil, err)
+	r.must(journal.ErrTooBig, r.full)
+	if got := strings.Join(slices.Sorted(maps.Keys(put)), " "); got != "finding/a/1 finding/a/2 finding/b/1 finding/c/1" {
+		t.Errorf("remembered are %s", got)
 	}
 }
