@@ -253,7 +253,7 @@ func (g gather) process(pid int) drift.Process {
 			Relation: pick(g, drift.RelationSame, drift.RelationChild, drift.RelationInitial, drift.RelationUnknown),
 			Inode:    pick(g, 0, g.Uint64()),
 		},
-		Caps: g.sets(), Observation: pick(g, drift.Observed, drift.Starting), ThreadCount: g.IntN(100),
+		Caps: g.sets(), Observation: pick(g, drift.Observed, drift.Starting, drift.Helper), ThreadCount: g.IntN(100),
 	}
 	for tid := range g.IntN(3) {
 		p.Threads = append(p.Threads, g.thread(pid+tid+1))

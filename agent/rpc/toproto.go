@@ -22,6 +22,7 @@ var observations = map[drift.Observation]v1.Observation{
 	drift.Unreadable:         v1.Observation_OBSERVATION_UNREADABLE,
 	drift.Starting:           v1.Observation_OBSERVATION_STARTING,
 	drift.UnsupportedRuntime: v1.Observation_OBSERVATION_UNSUPPORTED_RUNTIME,
+	drift.Helper:             v1.Observation_OBSERVATION_RUNTIME_HELPER,
 }
 
 var layers = map[drift.Layer]v1.Layer{

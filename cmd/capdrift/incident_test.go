@@ -31,6 +31,7 @@ func TestWhatWasNotComparedIsNotNormal(t *testing.T) {
 		{"what was compared is normal", of(drift.Observed, known, fine, fine), "Normal: 1 container with 2 processes hold no more than declared."},
 		{"a starting process may be anything", of(drift.Observed, known, fine, starting), "Normal: 1 container with 1 process hold no more than declared.\nNot compared: 1 process still starting."},
 		{"a container of which all is starting is not normal", of(drift.Observed, known, starting, starting), none + "\nNot compared: 2 processes still starting."},
+		{"what is not compared for any other reason is named", of(drift.Observed, known, fine, process("some_reason", drift.RelationSame)), "Normal: 1 container with 1 process hold no more than declared.\nNot compared: 1 process that no look compares (some_reason)."},
 		{"nor is a process whose user namespace nobody can tell", of(drift.Observed, known, unplaced), none + "\nNot compared: 1 process whose user namespace could not be told."},
 		{"nor a container that nobody declared", of(drift.Observed, drift.Declared{}, fine), none + "\nNot compared: 1 container whose declaration is not known."},
 		{"nor one that was seen in part", of(drift.Partial, known, fine), none + "\nNot compared: 1 container seen in part."},

@@ -398,8 +398,12 @@ func notCompared(c drift.Container) string {
 // where it was.
 func processNotCompared(p drift.Process) string {
 	switch {
-	case p.Observation != drift.Observed:
+	case p.Observation == drift.Starting:
 		return "still starting"
+	case p.Observation == drift.Helper:
+		return "of the runtime's own"
+	case p.Observation != drift.Observed:
+		return "that no look compares (" + printable(string(p.Observation)) + ")"
 	case p.UserNamespace.Relation == drift.RelationUnknown:
 		return "whose user namespace could not be told"
 	}

@@ -167,6 +167,8 @@ const (
 	Observation_OBSERVATION_STARTING Observation = 5
 	// The host's /proc does not show it: gVisor, Kata.
 	Observation_OBSERVATION_UNSUPPORTED_RUNTIME Observation = 6
+	// A runtime's own program in the container's cgroup (CRI-O's monitor of an exec).
+	Observation_OBSERVATION_RUNTIME_HELPER Observation = 7
 )
 
 // Enum value maps for Observation.
@@ -179,6 +181,7 @@ var (
 		4: "OBSERVATION_UNREADABLE",
 		5: "OBSERVATION_STARTING",
 		6: "OBSERVATION_UNSUPPORTED_RUNTIME",
+		7: "OBSERVATION_RUNTIME_HELPER",
 	}
 	Observation_value = map[string]int32{
 		"OBSERVATION_UNSPECIFIED":         0,
@@ -188,6 +191,7 @@ var (
 		"OBSERVATION_UNREADABLE":          4,
 		"OBSERVATION_STARTING":            5,
 		"OBSERVATION_UNSUPPORTED_RUNTIME": 6,
+		"OBSERVATION_RUNTIME_HELPER":      7,
 	}
 )
 
@@ -4083,7 +4087,7 @@ type Process struct {
 	UserNamespace *UserNamespace `protobuf:"bytes,11,opt,name=user_namespace,json=userNamespace,proto3" json:"user_namespace,omitempty"`
 	// The capability sets of its leader, the thread whose id is the pid.
 	Capabilities *CapabilitySets `protobuf:"bytes,12,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
-	// OBSERVED or STARTING.
+	// OBSERVED, STARTING or RUNTIME_HELPER.
 	Observation Observation `protobuf:"varint,13,opt,name=observation,proto3,enum=capdrift.v1.Observation" json:"observation,omitempty"`
 	// How many threads it has, its leader counted.
 	ThreadCount uint32 `protobuf:"varint,14,opt,name=thread_count,json=threadCount,proto3" json:"thread_count,omitempty"`
@@ -5400,7 +5404,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\rContainerView\x12\x1e\n" +
 	"\x1aCONTAINER_VIEW_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CONTAINER_VIEW_BASIC\x10\x01\x12\x17\n" +
-	"\x13CONTAINER_VIEW_FULL\x10\x02*\xd2\x01\n" +
+	"\x13CONTAINER_VIEW_FULL\x10\x02*\xf2\x01\n" +
 	"\vObservation\x12\x1b\n" +
 	"\x17OBSERVATION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OBSERVATION_OBSERVED\x10\x01\x12\x17\n" +
@@ -5408,7 +5412,8 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x14OBSERVATION_VANISHED\x10\x03\x12\x1a\n" +
 	"\x16OBSERVATION_UNREADABLE\x10\x04\x12\x18\n" +
 	"\x14OBSERVATION_STARTING\x10\x05\x12#\n" +
-	"\x1fOBSERVATION_UNSUPPORTED_RUNTIME\x10\x06*]\n" +
+	"\x1fOBSERVATION_UNSUPPORTED_RUNTIME\x10\x06\x12\x1e\n" +
+	"\x1aOBSERVATION_RUNTIME_HELPER\x10\a*]\n" +
 	"\x05Layer\x12\x15\n" +
 	"\x11LAYER_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tLAYER_POD\x10\x01\x12\r\n" +
