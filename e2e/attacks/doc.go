@@ -20,6 +20,7 @@
 //	row 8   user namespaces by the hundred                   TestRow08Nests
 //	row 9   uid 0 where nobody looks                         TestRow09Thread, TestRow09SavedUID
 //	row 10  moved into another's cgroup, or out (v1)         TestRow10Moved, TestRow10MovedOut
+//	row 13  a first process below its home               TestRow13BelowHome
 //	row 14  initial credentials after unshare                takes a kernel's bug: unit tests alone
 //	row 16  joined from elsewhere                            TestRow16Joined
 //	row 18  ended while no agent runs                        TestRow18Away
