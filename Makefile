@@ -40,7 +40,7 @@ PROTOC_GEN_GO_GRPC := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 PROTOC_TOOLS       := $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https://registry.npmjs.org)
 
-.PHONY: help build demo demo-cluster test checks lint lint-api generate unit chart chart-tools manifests image node microvm cluster-test conformance faults fuzz bench bench-agent packages clean
+.PHONY: help build demo demo-cluster test checks lint lint-api generate unit chart chart-tools manifests image node microvm cluster-test conformance faults attacks fuzz bench bench-agent packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,19 +109,22 @@ chart: chart-tools ## the chart, and what is rendered from it, against Kubernete
 	$(GO) test -count=1 ./deploy
 
 node: packages ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
-	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./podspec ./image
+	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./attacks ./conformance ./podspec ./image
 
 cluster-test: packages ## tests on a real cluster of two nodes: pods, users, killed kubelets and nodes, and the chart's whole life (root, Debian)
 	cd e2e && $(E2E) -count=1 ./cluster ./chart
 
 microvm: ## the same tests in a microVM: cgroup v2, another kernel, all capabilities (root, Debian)
-	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./conformance
+	cd e2e && $(E2E) -count=1 -run '^TestMicroVM$$' ./live ./attacks ./conformance
 
 conformance: packages ## predictions against 1,200 random contexts on each containerd (CAPDRIFT_CONFORMANCE_SEED=N repeats), and 864 on a kubelet (root)
 	cd e2e && CAPDRIFT_CONFORMANCE=full $(E2E) -count=1 -v -run '^(TestPredictions|TestEveryCombination)$$' ./conformance ./podspec
 
 faults: ## trouble in full: a minute without a runtime, 100 kills, 10,000 processes, 2,000 containers (root)
 	cd e2e && CAPDRIFT_FAULTS=full $(E2E) -count=1 -v -run '^(TestRuntimeTrouble|TestKilledOften|TestManyProcesses|TestManyContainers)$$' ./live
+
+attacks: packages ## attacks on whoever watches, as long as they may take: an hour (root; CAPDRIFT_BINARY names another capdrift to be tried)
+	cd e2e && CAPDRIFT_ATTACKS=full CGO_ENABLED=0 $(GO) test -timeout 90m -count=1 -v -skip '^TestMicroVM$$' ./attacks
 
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@for package in $$($(GO) list ./...); do \

@@ -3,10 +3,14 @@
 package main
 
 import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -238,6 +242,61 @@ func enter(pid int, controllers, path string) error {
 		return err
 	}
 	return unix.Unmount(dir, unix.MNT_DETACH)
+}
+
+// below carries out the remaining steps in a new user namespace, and as the same process. Go's threads
+// may not enter one (user_namespaces(7)), so another program does, which is only in memory.
+func below(_ string, rest []string) error {
+	if runtime.GOARCH != "amd64" {
+		return errors.New("the program is amd64's")
+	}
+	fd, err := unix.MemfdCreate("below", 0)
+	if err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, unshareUser()); err != nil {
+		return err
+	}
+	self := fmt.Sprintf("/proc/self/fd/%d", fd)
+	return unix.Exec(self, append([]string{"below", "/bin/actor"}, rest...), os.Environ())
+}
+
+// unshareUser is a program, elf(5): unshare(CLONE_NEWUSER), then execve(argv[1], argv+1, environ).
+func unshareUser() []byte {
+	const base, head = 0x400000, 64 + 56 // the ELF header and one program header
+	code := []byte{
+		0xb8, 0x10, 0x01, 0x00, 0x00, // mov eax, SYS_unshare
+		0xbf, 0x00, 0x00, 0x00, 0x10, // mov edi, CLONE_NEWUSER
+		0x0f, 0x05, // syscall
+		0x85, 0xc0, // test eax, eax
+		0x75, 0x18, // jnz to exit
+		0x48, 0x8b, 0x04, 0x24, // mov rax, [rsp]: argc
+		0x48, 0x8d, 0x74, 0x24, 0x10, // lea rsi, [rsp+16]: argv+1
+		0x48, 0x8b, 0x3e, // mov rdi, [rsi]
+		0x48, 0x8d, 0x54, 0xc4, 0x10, // lea rdx, [rsp+8*rax+16]: environ
+		0xb8, 0x3b, 0x00, 0x00, 0x00, // mov eax, SYS_execve
+		0x0f, 0x05, // syscall
+		0xb8, 0x3c, 0x00, 0x00, 0x00, // exit: mov eax, SYS_exit
+		0xbf, 0x01, 0x00, 0x00, 0x00, // mov edi, 1
+		0x0f, 0x05, // syscall
+	}
+	size := uint64(head + len(code))
+	var b bytes.Buffer
+	for _, part := range []any{
+		elf.Header64{
+			Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+			Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+			Entry: base + head, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+		},
+		elf.Prog64{
+			Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X),
+			Vaddr: base, Paddr: base, Filesz: size, Memsz: size, Align: 0x1000,
+		},
+		code,
+	} {
+		_ = binary.Write(&b, binary.LittleEndian, part) // to memory, of fixed sizes
+	}
+	return b.Bytes()
 }
 
 func fatal(err error) {

@@ -45,6 +45,7 @@
 //	projects        map project ids as the initial user namespace does
 //	uids=R:E:S      real, effective and saved uid of every thread
 //	leader=R:E:S    the same of the leader alone
+//	below           go on in a new user namespace that maps nobody, as the same process
 //	burn=N          N children that compute for ever
 //	drop            let the kernel collect ended children
 //	pause=FOR       go on after a duration
@@ -136,6 +137,7 @@ var steps = map[string]step{
 	"projects": mapProjects,
 	"uids":     setUIDs,
 	"leader":   setLeaderUIDs,
+	"below":    below,
 	"burn":     burn,
 	"drop":     dropChildren,
 	"pause":    pause,

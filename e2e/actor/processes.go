@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -113,6 +114,9 @@ func inNamespacesOf(value string, rest []string) error {
 		}
 	}
 	cmd := self(rest...)
+	if slices.Contains(names, "mnt") && !slices.Contains(names, "pid") {
+		cmd.Path = "/bin/actor" // there, /proc is of a pid namespace in which we are not
+	}
 	cmd.Stdin = os.Stdin
 	// To a child in another pid namespace its parent looks dead already (getppid is 0), and
 	// Go then has it kill itself. terminate ends it instead.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -114,6 +115,33 @@ func (s *scene) foundRoot(c *node.Container) {
 	s.finds(c, "medium", "became_root")
 	s.keeps(c, "medium", "became_root")
 	s.scanFinds(c, "medium", "became_root")
+}
+
+// TestRow13BelowHome: the first process of a pod with hostUsers: false goes into a user namespace below
+// the pod's own, where an intruder stays behind. He is compared all the same.
+func TestRow13BelowHome(t *testing.T) {
+	t.Parallel()
+	s := begin(t)
+	ids := []*cri.IDMapping{{HostId: 100000, Length: 65536}}
+	c := s.attacked("below", &cri.LinuxContainerSecurityContext{NamespaceOptions: &cri.NamespaceOption{
+		Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER,
+		UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids},
+	}}, "await", "below", "ready", "sleep")
+	pid := s.intrude(c, "name=debug", "ready", "sleep")
+	if err := syscall.Kill(c.Pid, syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	s.await("the first process is below the intruder", func() bool {
+		first, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", c.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		home, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pid))
+		return err == nil && first != home
+	})
+	s.scanFinds(c, "critical", "permitted_excess", "bounding_excess")
+	s.restart(func() {}) // it has not seen the pod as it was before
+	s.keeps(c, "critical", "permitted_excess", "bounding_excess")
 }
 
 // TestRow24Worker: the leader of a root container gave up everything, and a worker thread still holds

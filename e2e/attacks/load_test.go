@@ -88,12 +88,12 @@ func TestRow08Nests(t *testing.T) {
 	}
 	count := 3000
 	if full {
-		count = 100000
+		count = 25000
 	}
 	before := forks(t)
 	churned := func(children int) {
 		t.Helper()
-		s.awaitFor(5*time.Minute, "so many children have come", func() bool { return forks(t)-before > children })
+		s.awaitFor(10*time.Minute, "so many children have come", func() bool { return forks(t)-before > children })
 	}
 	s.run(nests(strings.Repeat("n", 63)))
 	churned(count) // the agent has cut it off

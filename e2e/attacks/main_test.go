@@ -60,7 +60,7 @@ func runTests(m *testing.M) (status int, err error) {
 	}
 	defer func() { err = errors.Join(err, theNode.Close()) }()
 	// The tests wait more than they compute.
-	if err := flag.Set("test.parallel", "6"); err != nil {
+	if err := flag.Set("test.parallel", "4"); err != nil {
 		return 0, err
 	}
 	// An interrupt must not skip the closing.

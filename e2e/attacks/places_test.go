@@ -88,13 +88,13 @@ func TestRow10MovedOut(t *testing.T) {
 // cgroup is none of a container's. He is found in the container that he joined, and not as a container
 // of his own.
 func TestRow16Joined(t *testing.T) {
-	t.Parallel()
 	s := begin(t)
 	s.innocent("neighbor", nil)
 	session := theNode.Cgroup + "/user.slice/user-0.slice/session-7.scope"
 	if err := cgroup.Make(session); err != nil {
 		t.Fatal(err)
 	}
+	s.guilty[session] = "the session"
 	var joined []*node.Container
 	for name, namespaces := range map[string]string{"joined-all": "ipc,uts,net,pid,mnt", "joined-mounts": "mnt", "joined-pids": "pid"} {
 		c := s.attacked(name, nil)
@@ -107,29 +107,54 @@ func TestRow16Joined(t *testing.T) {
 	s.findsAll(joined)
 }
 
-// TestRow22NamedAsMonitor: a cgroup below a pod's has "-conmon-" in its name, as that of CRI-O's monitor
-// has. Who is in it is looked at.
+// TestRow22NamedAsMonitor: cgroups below a pod's have "-conmon-" in their names, as that of CRI-O's
+// monitor has. Who is in them is looked at: one who joined a container of the pod, and one who did not.
 func TestRow22NamedAsMonitor(t *testing.T) {
-	t.Parallel()
 	s := begin(t)
 	s.innocent("neighbor", nil)
 	c := s.attacked("monitored", nil)
-	s.guilty[c.Sandbox], s.guilty[""] = "its pod", "the node"
+	s.guilty[c.Sandbox] = "its pod"
 	own, err := cgroup.Of(c.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hidden := path.Join(path.Dir(own), "not-conmon-at-all")
-	if err := cgroup.Make(hidden); err != nil {
-		t.Fatal(err)
+	is := func(p *node.Process, least string) func(finding) bool {
+		return func(f finding) bool { return f.Pid == p.Pid && rank(f.Severity) >= rank(least) }
 	}
-	p := s.host("ns="+pidOf(c), "name=hidden", "ready", "sleep")
-	if err := cgroup.Put(hidden, p.Pid); err != nil {
-		t.Fatal(err)
+	place := func(name string, p *node.Process) {
+		t.Helper()
+		hidden := path.Join(path.Dir(own), name)
+		s.guilty[hidden] = name
+		if err := cgroup.Make(hidden); err != nil {
+			t.Fatal(err)
+		}
+		if err := cgroup.Put(hidden, p.Pid); err != nil {
+			t.Fatal(err)
+		}
 	}
-	is := func(f finding) bool { return f.Pid == p.Pid && rank(f.Severity) >= rank("high") }
-	s.await("the agent finds who is in it", func() bool { return slices.ContainsFunc(s.told.open(), is) })
-	if r := s.scan(); !slices.ContainsFunc(r.Findings, is) {
-		t.Errorf("scan does not find process %d, but %v", p.Pid, r.Findings)
+	inside, outside := s.host("ns="+pidOf(c), "name=inside", "ready", "sleep"), s.host("name=outside", "ready", "sleep")
+	place("not-conmon-at-all", inside)
+	place("nor-conmon-this", outside)
+	missing := func(findings []finding) (who []string) {
+		if !slices.ContainsFunc(findings, is(inside, "high")) {
+			who = append(who, "who joined the container")
+		}
+		if !slices.ContainsFunc(findings, is(outside, "medium")) {
+			who = append(who, "who did not")
+		}
+		return who
+	}
+	var unseen []string
+	defer func() {
+		if unseen != nil {
+			t.Errorf("the agent does not find %q", unseen)
+		}
+	}()
+	s.await("the agent finds who is in them", func() bool {
+		unseen = missing(s.look().Findings)
+		return unseen == nil
+	})
+	if r := s.scan(); missing(r.Findings) != nil {
+		t.Errorf("scan does not find %q, but %v", missing(r.Findings), r.Findings)
 	}
 }

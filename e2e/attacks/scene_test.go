@@ -73,10 +73,9 @@ func (s *scene) startAgent() {
 	}
 	owners.Store(s.agent.ID, s)
 	owners.Store(s.agent.Sandbox, s)
-	s.await("the agent has looked at its node", func() bool {
-		_, _, status, err := s.ask("get", "findings", "-o", "json")
-		return err == nil && status == 0
-	})
+	if _, stderr, status, err := s.ask("get", "findings", "-o", "json", "--wait", "--timeout", theNode.Patience(time.Minute).String()); err != nil || status != 0 {
+		s.t.Fatalf("the agent has not looked at its node: %v: %s", err, stderr)
+	}
 }
 
 func (s *scene) stopAgent() {
@@ -305,17 +304,28 @@ func (s *scene) limits(c *node.Container) {
 	s.await("a limit names "+c.Pod.Container, func() bool { return s.told.limited(c.Pod.Container) })
 }
 
-// showLog shows the end of what the agent wrote.
-func (s *scene) showLog() {
-	logs, _ := filepath.Glob(filepath.Join(theNode.Root, "logs", "*", "agent-"+s.t.Name()+"-*.log"))
-	for _, name := range logs {
+// log is what the scene's agents wrote.
+func (s *scene) log() string {
+	s.t.Helper()
+	names, err := filepath.Glob(filepath.Join(theNode.Root, "logs", "*", "agent-"+s.t.Name()+"-*.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var all []byte
+	for _, name := range names {
 		text, err := os.ReadFile(name)
 		if err != nil {
-			s.t.Error(err)
+			s.t.Fatal(err)
 		}
-		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		for _, line := range lines[max(0, len(lines)-15):] {
-			s.t.Logf("the agent wrote %.240s", line)
-		}
+		all = append(all, text...)
+	}
+	return string(all)
+}
+
+// showLog shows the end of it.
+func (s *scene) showLog() {
+	lines := strings.Split(strings.TrimSpace(s.log()), "\n")
+	for _, line := range lines[max(0, len(lines)-15):] {
+		s.t.Logf("the agent wrote %.240s", line)
 	}
 }

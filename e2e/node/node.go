@@ -96,8 +96,11 @@ func (n *Node) SocketDir() string { return filepath.Dir(n.socket()) }
 
 // Within returns a context with a deadline that respects Config.Slow.
 func (n *Node) Within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, time.Duration(float64(d)*n.cfg.Slow))
+	return context.WithTimeout(ctx, n.Patience(d))
 }
+
+// Patience is a deadline that respects Config.Slow.
+func (n *Node) Patience(d time.Duration) time.Duration { return time.Duration(float64(d) * n.cfg.Slow) }
 
 // Start brings up a node with the image imported. The caller must Close it.
 func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
