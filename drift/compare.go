@@ -444,10 +444,11 @@ func (b *book) isUndecided(p *Process) bool {
 }
 
 // unknownOrigin reports whether nothing ties a process to the container in whose cgroup it
-// is, nor to the node: it may have been moved there by another container.
+// is, nor to the node: it may have been moved there by another container. Of a container
+// that has ended there is nothing left that could.
 func (b *book) unknownOrigin(p *Process) bool {
 	l := p.Lineage
-	return l.Origin == "" && l.Mount != 0 && b.node.Mount != 0 && l.Mount != b.node.Mount && len(l.Ancestors) > 0 &&
+	return l.Origin == "" && b.container.init() != nil && l.Mount != 0 && b.node.Mount != 0 && l.Mount != b.node.Mount && len(l.Ancestors) > 0 &&
 		!slices.Contains(ociRuntimes, l.Ancestors[0].Name)
 }
 

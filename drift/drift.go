@@ -490,8 +490,8 @@ func (r *Report) Cover() {
 				cover.Processes.Observed++
 			}
 		}
-		if c.Sandbox {
-			continue
+		if c.Sandbox || c.Ended {
+			continue // no container that runs, whatever is left in its cgroup
 		}
 		count := &cover.Containers
 		count.Running++

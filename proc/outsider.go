@@ -151,6 +151,7 @@ const maxAsked = 256
 // container has the parent that its first process has; all others are asked.
 func (s *sweep) giveBack() {
 	owners := s.ownersOf()
+	s.giveBackOfPods(owners)
 	for _, g := range slices.Clone(s.groups) {
 		if !g.given || g.alone || g.silent || g.resting {
 			continue
@@ -177,6 +178,31 @@ func (s *sweep) giveBack() {
 			}
 			p.Elsewhere, g.unknown = g.root, true // and g is at rest only without it
 			owner.processes = append(owner.processes, p)
+			return true
+		})
+	}
+}
+
+// giveBackOfPods does so with what is in cgroups of pods that are no container's.
+func (s *sweep) giveBackOfPods(owners map[int]*group) {
+	for _, g := range s.groups {
+		if g.given || !g.alone || g.scattered {
+			continue
+		}
+		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool {
+			owner := s.mounted(s.readers[0], p.PID)
+			if owner == nil {
+				owner = owners[p.ParentPID]
+			}
+			if owner == nil {
+				return false
+			}
+			again, _, err := s.readers[0].explained(&s.look, &owner.container, p.PID)
+			if err != nil || again.StartTime != p.StartTime {
+				return false // the next sweep says so
+			}
+			again.Elsewhere = g.root
+			owner.processes = append(owner.processes, again)
 			return true
 		})
 	}
