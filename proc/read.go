@@ -113,38 +113,58 @@ func (r *reader) file(dir int, path string) ([]byte, error) {
 // directory, "." and ".." left out; getdents64(2). The name is valid only
 // during the call.
 func (r *reader) entries(fd int, visit func(name []byte, kind byte)) error {
-	const header = 8 + 8 + 2 + 1 // d_ino, d_off, d_reclen, d_type
 	for {
-		n, err := unix.ReadDirent(fd, r.buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || n == 0 {
+		if n, err := r.someEntries(fd, visit); err != nil || n == 0 {
 			return err
-		}
-		for list := r.buf[:n]; len(list) > header; {
-			length := int(binary.NativeEndian.Uint16(list[16:]))
-			if length <= header || length > len(list) {
-				return fmt.Errorf("directory entry of %d bytes", length)
-			}
-			name, _, _ := bytes.Cut(list[header:length], []byte{0})
-			if s := string(name); s != "." && s != ".." {
-				visit(name, list[18])
-			}
-			list = list[length:]
 		}
 	}
 }
 
+// someEntries is entries for as many as one call of the kernel tells; n is 0 after the last.
+func (r *reader) someEntries(fd int, visit func(name []byte, kind byte)) (n int, err error) {
+	const header = 8 + 8 + 2 + 1 // d_ino, d_off, d_reclen, d_type
+	for {
+		n, err = unix.ReadDirent(fd, r.buf)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil || n == 0 {
+		return 0, err
+	}
+	for list := r.buf[:n]; len(list) > header; {
+		length := int(binary.NativeEndian.Uint16(list[16:]))
+		if length <= header || length > len(list) {
+			return 0, fmt.Errorf("directory entry of %d bytes", length)
+		}
+		name, _, _ := bytes.Cut(list[header:length], []byte{0})
+		if s := string(name); s != "." && s != ".." {
+			visit(name, list[18])
+		}
+		list = list[length:]
+	}
+	return n, nil
+}
+
 // pids lists the numbers among a directory's entries.
 func (r *reader) pids(fd int) (list []int, err error) {
-	err = r.entries(fd, func(name []byte, _ byte) {
+	err = r.entries(fd, addNumber(&list))
+	return list, err
+}
+
+// somePIDs is pids of as many as one call of the kernel tells.
+func (r *reader) somePIDs(fd int) (list []int, err error) {
+	_, err = r.someEntries(fd, addNumber(&list))
+	return list, err
+}
+
+func addNumber(list *[]int) func(name []byte, kind byte) {
+	return func(name []byte, _ byte) {
 		var pid int
 		if name[0] != '0' && number(name, &pid) {
-			list = append(list, pid)
+			*list = append(*list, pid)
 		}
-	})
-	return list, err
+	}
 }
 
 // allPIDs lists the processes of the node, in order.

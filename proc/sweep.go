@@ -468,9 +468,21 @@ func (s *sweep) cgroupTold(r *reader, process string) string {
 }
 
 // told returns the path as the file tells it, which is relative to the root of the
-// reader's cgroup namespace; cgroup_namespaces(7).
+// reader's cgroup namespace; cgroup_namespaces(7). On v1 the kernel tells the root of a
+// thread that has ended (kernel/cgroup/cgroup.c proc_cgroup_show, PF_EXITING): where that is
+// a process's leader, another thread tells.
 func (s *sweep) told(r *reader, process string) (string, bool) {
-	text, err := r.file(r.proc, process+"/cgroup")
+	cgroup, ok := s.toldIn(r, process)
+	if ok && cgroup == "/" && s.main.field != "" {
+		if thread := r.survivor(process); thread != "" {
+			return s.toldIn(r, thread)
+		}
+	}
+	return cgroup, ok
+}
+
+func (s *sweep) toldIn(r *reader, dir string) (string, bool) {
+	text, err := r.file(r.proc, dir+"/cgroup")
 	if err == nil {
 		if cgroup, ok := parseCgroup(text, s.main.field); ok {
 			return cgroup, true

@@ -511,6 +511,40 @@ func TestStrangersByNamespace(t *testing.T) {
 	}
 }
 
+// The kernel tells nothing of the cgroup (on v1) and of the mounts of a leader that has ended,
+// while other threads of its process go on.
+func TestDeadLeader(t *testing.T) {
+	inA := "/kubepods/podA/" + idA
+	for name, row := range map[string]struct {
+		cgroup, state string // of the other thread
+		want          []string
+	}{
+		"a thread lives on in the container":     {inA, "S (sleeping)", []string{"A observed 10 20"}},
+		"its last thread has just ended as well": {inA, "Z (zombie)", []string{"A observed 10", "/ observed 20"}},
+		"a thread lives on in no container":      {"/", "S (sleeping)", []string{"A observed 10", "/ observed 20"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := draw(t, "v1")
+			p.write("proc/self/status", string(p.capture("default", "status"))) // the reader's pids are other ones
+			p.cgroup("pids"+inA, 0, 0)
+			p.process(10, "default", inA)
+			p.process(20, "default", "/")
+			p.edit("proc/20/status", "State:\tS (sleeping)", "State:\tZ (zombie)")
+			p.edit("proc/20/status", "Threads:\t1\n", "Threads:\t2\n")
+			for tid, state := range map[int]string{20: "Z (zombie)", 21: row.state} {
+				status := strings.Replace(string(p.capture("default", "status")), "State:\tS (sleeping)", "State:\t"+state, 1)
+				p.write(fmt.Sprintf("proc/20/task/%d/status", tid), status)
+			}
+			p.write("proc/20/task/20/cgroup", "8:pids:/\n")
+			p.write("proc/20/task/21/cgroup", "8:pids:"+row.cgroup+"\n")
+			sweep := p.sweep(proc.Options{LeadersOnly: true}, drift.Container{ID: idA, CgroupPath: inA})
+			if got := tell(sweep); !slices.Equal(got, row.want) {
+				t.Errorf("got  %q\nwant %q", got, row.want)
+			}
+		})
+	}
+}
+
 func TestUserNamespaceByInode(t *testing.T) {
 	p := draw(t, "v2")
 	p.cgroup("x/"+idA, 10, 11)

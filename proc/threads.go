@@ -129,6 +129,34 @@ func (r *reader) thread(dir, pid, tid int) (Status, error) {
 	return s, nil
 }
 
+// survivor returns the directory of a thread of a process whose leader has ended and which
+// lives on, "PID/task/TID"; "" where it is no such process. The kernel has let go of what
+// the leader's own files told (kernel/exit.c do_exit: its namespaces, on cgroup v1 its cgroup).
+// A few of the threads are looked at, for a process chooses how many it has.
+func (r *reader) survivor(process string) string {
+	s, err := r.statusOf(process)
+	if err != nil || !s.ended() || s.Threads <= 1 {
+		return ""
+	}
+	dir, err := open(r.proc, process+"/task", unix.O_DIRECTORY)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(dir)
+	tids, err := r.somePIDs(dir)
+	if err != nil {
+		return ""
+	}
+	const most = 4
+	for _, tid := range tids[:min(len(tids), most+1)] { // the leader among them
+		thread := process + "/task/" + strconv.Itoa(tid)
+		if s, err := r.statusOf(thread); err == nil && !s.ended() {
+			return thread
+		}
+	}
+	return ""
+}
+
 func same[T comparable](a, b *T) bool {
 	return a == nil || b == nil || *a == *b
 }
