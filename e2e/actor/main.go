@@ -51,6 +51,24 @@
 //	pause=FOR       go on after a duration
 //	await           print "ready" and go on after SIGUSR1
 //
+// # Steps that evade, or accuse another (evade.go)
+//
+//	end-leader=HEX  the leader gives up all but HEX, and its thread ends; the others go on
+//	stop            print "ready", and stop by SIGSTOP
+//	trace           stop a child that carries out the remaining steps by ptrace, and print "ready"
+//	vfork           print "ready", and wait in vfork(2) for a child that sleeps
+//	memory=NAME     execute the actor from a file in memory with the remaining steps
+//	cover=PATH      mount an empty file system over a directory
+//	apart=LIST      hand the remaining steps to a child in new namespaces (mnt,pid), and wait for it
+//	own-mounts      the leader goes on in a mount namespace of its own
+//	mounts-of=PID   the leader goes on in that of another process
+//	threads=N       N more threads that sleep
+//	stop-stages     stop each process here that is named as a stage of runc
+//	again=PATH:FOR  run a program for a duration, wait for as long, and again
+//	bomb            fork processes that fork processes
+//	clone           fork a child of the parent that sleeps
+//	ring=HEX        keep the credentials in io_uring(7), and nothing above HEX elsewhere
+//
 // # Steps that need a network
 //
 //	listen=PORT     tell every caller "hello from HOSTNAME"
@@ -114,39 +132,54 @@ var roles = map[string]func() error{
 type step func(value string, rest []string) error
 
 var steps = map[string]step{
-	"name":     setName,
-	"caps":     setCaps,
-	"inh":      setInheritable,
-	"bound":    limitBounding,
-	"uid":      setUID,
-	"nnp":      setNoNewPrivs,
-	"worker":   keepInWorker,
-	"exec":     execSelf,
-	"userns":   inUserNamespace,
-	"ns":       inNamespacesOf,
-	"spawn":    spawn,
-	"crowd":    crowd,
-	"churn":    churn,
-	"serve":    serve,
-	"beat":     beat,
-	"relay":    relay,
-	"orphan":   orphan,
-	"nests":    nests,
-	"move":     move,
-	"groups":   setGroups,
-	"projects": mapProjects,
-	"uids":     setUIDs,
-	"leader":   setLeaderUIDs,
-	"below":    below,
-	"burn":     burn,
-	"drop":     dropChildren,
-	"pause":    pause,
-	"await":    await,
-	"listen":   listen,
-	"call":     call,
-	"ready":    func(string, []string) error { _, err := fmt.Println("ready"); return err },
-	"sleep":    func(string, []string) error { select {} },
-	"exit":     func(string, []string) error { os.Exit(0); return nil },
+	"name":        setName,
+	"caps":        setCaps,
+	"inh":         setInheritable,
+	"bound":       limitBounding,
+	"uid":         setUID,
+	"nnp":         setNoNewPrivs,
+	"worker":      keepInWorker,
+	"exec":        execSelf,
+	"userns":      inUserNamespace,
+	"ns":          inNamespacesOf,
+	"spawn":       spawn,
+	"crowd":       crowd,
+	"churn":       churn,
+	"serve":       serve,
+	"beat":        beat,
+	"relay":       relay,
+	"orphan":      orphan,
+	"nests":       nests,
+	"move":        move,
+	"groups":      setGroups,
+	"projects":    mapProjects,
+	"uids":        setUIDs,
+	"leader":      setLeaderUIDs,
+	"below":       below,
+	"burn":        burn,
+	"drop":        dropChildren,
+	"pause":       pause,
+	"await":       await,
+	"end-leader":  endLeader,
+	"stop":        stopSelf,
+	"trace":       trace,
+	"vfork":       vfork,
+	"memory":      fromMemory,
+	"cover":       cover,
+	"apart":       apart,
+	"own-mounts":  newMounts,
+	"mounts-of":   enterMounts,
+	"threads":     crowdOfThreads,
+	"stop-stages": stopStages,
+	"again":       again,
+	"bomb":        bomb,
+	"clone":       leaveClone,
+	"ring":        ring,
+	"listen":      listen,
+	"call":        call,
+	"ready":       func(string, []string) error { _, err := fmt.Println("ready"); return err },
+	"sleep":       func(string, []string) error { select {} },
+	"exit":        func(string, []string) error { os.Exit(0); return nil },
 }
 
 func run(args []string) error {

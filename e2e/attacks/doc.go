@@ -30,6 +30,9 @@
 //	row 23  a runtime that starts slowly                     TestRow23SlowHook
 //	row 24  a worker holds what the leader gave up           TestRow24Worker
 //
+// Those that no row asked for are in evasions_test.go (who would not be found) and in frames_test.go (who
+// would have another accused).
+//
 // # Adding one
 //
 // The function begin starts an agent and a watch. innocent starts a pod of which nothing above info may

@@ -122,3 +122,13 @@ func (s *scene) holders(c *node.Container, count int) {
 		return len(seen) >= count
 	})
 }
+
+// mountsOf names the mount namespace of a process.
+func mountsOf(t *testing.T, pid int) string {
+	t.Helper()
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
