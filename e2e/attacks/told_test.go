@@ -38,15 +38,6 @@ type coverage struct {
 	}
 }
 
-func (c coverage) names(word string) bool {
-	for _, l := range c.Limits {
-		if strings.Contains(l.What+" "+l.Why, word) {
-			return true
-		}
-	}
-	return false
-}
-
 type finding struct {
 	ID, Kind, Severity     string
 	ContainerID, Container string
