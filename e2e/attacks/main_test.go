@@ -74,7 +74,7 @@ func runTests(m *testing.M) (status int, err error) {
 	}
 }
 
-func onNode(t *testing.T) {
+func onNode(t testing.TB) {
 	t.Helper()
 	if theNode == nil {
 		t.Skip("needs root, for a container runtime of its own; run: sudo make node")

@@ -26,7 +26,7 @@ import (
 // those who attack, and those who do nothing. At its end nobody who did nothing may have been
 // accused of anything above info.
 type scene struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string // the agent's, on the host
 	config []string
 	agent  *node.Container
@@ -38,7 +38,7 @@ type scene struct {
 var owners sync.Map
 
 // begin starts the agent as the chart runs it. Settings are further lines of its configuration.
-func begin(t *testing.T, settings ...string) *scene {
+func begin(t testing.TB, settings ...string) *scene {
 	t.Helper()
 	onNode(t)
 	s := &scene{t: t, dir: t.TempDir(), config: settings, guilty: map[string]string{}}

@@ -393,7 +393,7 @@ func TestManyContainers(t *testing.T) {
 		a.expel(a.intrude(c))
 	}
 	u := usage(t, a.cmd.Process.Pid)
-	t.Logf("%d containers: %d MiB, %d descriptors, %v of processor time", len(containers), u.resident>>20, u.descriptors, u.cpu)
+	t.Logf("%d containers: %d MiB, %d descriptors, %v of processor time", len(containers), u.Resident>>20, u.Descriptors, u.CPU)
 	for _, of := range changes(t, told()) { // while they started, the runtime's answers were often old
 		if of.Finding.Kind == "unmanaged_container" && slices.ContainsFunc(containers, func(c *node.Container) bool { return c.ID == of.Finding.ContainerID }) {
 			t.Errorf("%s: a pod's container was a stranger: %+v", of.Change, of.Finding)
