@@ -83,7 +83,7 @@ func TestRow02Relay(t *testing.T) {
 // TestRow03Thread: a thread holds CAP_SYS_ADMIN for 900 ms beside a leader that holds nothing, and
 // does it again. The container is found.
 func TestRow03Thread(t *testing.T) {
-	s := begin(t)
+	s := begin(t, "cadence: {sweep: 2s, threads: 2s}") // threads are read once a minute else
 	s.again(s.attacked("moments", nil), "bound=a80425fb", "worker=200000:900ms", "ready", "pause=1s", "exit")
 }
 

@@ -294,14 +294,29 @@ func (s *scene) findsAll(containers []*node.Container) {
 func (s *scene) mentions(c *node.Container) {
 	s.t.Helper()
 	s.await("the agent mentions "+c.Pod.Container, func() bool {
-		return s.told.limited(c.Pod.Container) || s.told.informed(c.ID)
+		return s.limited(c.Pod.Container) || s.told.informed(c.ID)
 	})
+}
+
+// limited reports whether a limit of what the agent sees has the word.
+func (s *scene) limited(word string) bool {
+	stdout, _, _, err := s.ask("get", "node", "-o", "json")
+	var told struct{ Coverage coverage }
+	if err != nil || json.Unmarshal([]byte(stdout), &told) != nil {
+		return false
+	}
+	for _, l := range told.Coverage.Limits {
+		if strings.Contains(l.What+": "+l.Why, word) {
+			return true
+		}
+	}
+	return false
 }
 
 // limits waits until the agent names a container in a limit of what it sees.
 func (s *scene) limits(c *node.Container) {
 	s.t.Helper()
-	s.await("a limit names "+c.Pod.Container, func() bool { return s.told.limited(c.Pod.Container) })
+	s.await("a limit names "+c.Pod.Container, func() bool { return s.limited(c.Pod.Container) })
 }
 
 // log is what the scene's agents wrote.
