@@ -45,6 +45,7 @@ type watched struct {
 	victim                    *node.Container   // in which a process holds more than it may
 	bounded                   *node.Container   // in which one could hold more, and holds nothing
 	innocent                  []*node.Container // in which nothing was found yet
+	sighted                   []*podAgent       // agents from which nothing is hidden
 
 	known []string    // what is open about the victims since before the agents started
 	host  []container // the node's, as a scan from the host sees them
@@ -84,17 +85,18 @@ func TestAgentFromPod(t *testing.T) {
 	hide(t, hiding)
 	hide(t, hidingToo)
 	rows := []struct {
-		name string
-		pod  node.Pod
-		test func(t *testing.T, a *podAgent, w *watched)
+		name   string
+		pod    node.Pod
+		test   func(t *testing.T, a *podAgent, w *watched)
+		hidden bool // from it, what is above its own privilege
 	}{
-		{"no_capability", agentPod(n, "/proc", 0), seesAll("0000000000000000", "the identity of user namespaces")},
-		{"ptrace", withPtrace(cri.SecurityProfile_Unconfined), seesAll("0000000000080000")},
-		{"ptrace_confined", withPtrace(cri.SecurityProfile_RuntimeDefault), seesAll("0000000000080000", refused...)},
-		{"without_hostPID", agentpod.OwnPids(agentPod(n, "/proc", 0)), seesAll("0000000000000000", apart...)},
-		{"hidepid", agentPod(n, hiding, 0), seesSome(hiding, "the identity of user namespaces")},
-		{"hidepid_without_hostPID", agentpod.OwnPids(agentPod(n, hidingToo, 0)), seesSome(hidingToo, apart...)},
-		{"nobody", agentPod(n, "/proc", nobody), seesNoRuntime},
+		{"no_capability", agentPod(n, "/proc", 0), seesAll("0000000000000000", "the identity of user namespaces"), false},
+		{"ptrace", withPtrace(cri.SecurityProfile_Unconfined), seesAll("0000000000080000"), false},
+		{"ptrace_confined", withPtrace(cri.SecurityProfile_RuntimeDefault), seesAll("0000000000080000", refused...), false},
+		{"without_hostPID", agentpod.OwnPids(agentPod(n, "/proc", 0)), seesAll("0000000000000000", apart...), false},
+		{"hidepid", agentPod(n, hiding, 0), seesSome(hiding, "the identity of user namespaces"), true},
+		{"hidepid_without_hostPID", agentpod.OwnPids(agentPod(n, hidingToo, 0)), seesSome(hidingToo, apart...), true},
+		{"nobody", agentPod(n, "/proc", nobody), seesNoRuntime, true},
 	}
 	agents := make([]*podAgent, len(rows))
 	pods := make([]node.Pod, len(rows))
@@ -104,6 +106,11 @@ func TestAgentFromPod(t *testing.T) {
 	}
 	for i, c := range run(t, pods...) {
 		agents[i].Container = c
+	}
+	for i, row := range rows {
+		if !row.hidden {
+			w.sighted = append(w.sighted, agents[i])
+		}
 	}
 	for _, c := range scan(t).Containers {
 		if c.Managed != nil && *c.Managed { // the machine may run other nodes
@@ -363,6 +370,11 @@ func (a *podAgent) tellsAtOnce(w *watched) {
 		pid, want := exceed(a.t, c, "CAP_SYS_TIME")
 		a.await("it tells of the process above the ceiling", func() bool { return slices.Equal(a.findings(c.ID), want) })
 		alone := a.view().TakenAt == before
+		for _, other := range w.sighted { // one that ends before its second look makes the coverage incomplete
+			o := other.anAgent
+			o.t = a.t
+			o.await("the other agents tell of it", func() bool { return slices.Equal(o.findings(c.ID), want) })
+		}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			a.t.Fatal(err)
 		}
@@ -430,7 +442,7 @@ func seesNoRuntime(t *testing.T, a *podAgent, w *watched) {
 	r, stderr, status := a.looks()
 	w.onlyKnown(t, r)
 	r.Findings = nil
-	withoutRuntime(t, r, stderr, status)
+	withoutRuntime(t, r, stderr, status, w.victim, w.bounded)
 	if !limited(r, "permission denied", true) {
 		t.Errorf("limits do not tell of the socket: %+v", r.Coverage.Limits)
 	}
