@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"errors"
 	"path"
 	"slices"
 
@@ -48,7 +49,7 @@ func (s *sweep) origins() *origins {
 func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
 	status, err := r.outsider(pid)
 	if err != nil {
-		if err != errSkip {
+		if !errors.Is(err, errSkip) {
 			o.err = err
 		}
 		return
