@@ -34,7 +34,8 @@ type Step struct {
 // for the kernel, one of the container's; nil for none.
 func Explain(node Node, e Expectations, c Container, p *Process, asked capdecode.Set) []Account {
 	x := explanation{node: node, e: e, c: &c, p: p, known: capdecode.Full(node.CapLastCap), settings: e.declared}
-	if h, ok := e.handlers[c.RuntimeHandler]; ok {
+	if e.runtime != "" {
+		h := e.of(c.RuntimeHandler)
 		x.settings, x.handler = h.Settings, h.config
 	}
 	x.o, x.judged = e.order(&c, node.CapLastCap)

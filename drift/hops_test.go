@@ -271,7 +271,7 @@ func TestExpect(t *testing.T) {
 		"the usual":    {containers: []drift.Container{with(defaults, "", drift.CRI{}), with(defaults, "", drift.CRI{Drop: []string{"ALL"}})}},
 		"a base runtime spec that adds": {
 			containers: []drift.Container{with(wide, "wide", drift.CRI{}), with(wide, "wide", drift.CRI{Add: []string{"NET_ADMIN"}, Drop: []string{"CHOWN"}}), with(defaults, "", drift.CRI{})},
-			handler:    []string{"high oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
+			handler:    []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 		},
 		"a base runtime spec that only takes away": {
 			containers: []drift.Container{with(defaults&^netRaw, "wide", drift.CRI{})},
@@ -280,12 +280,12 @@ func TestExpect(t *testing.T) {
 		"a base runtime spec that is stated": {given: given(wide), containers: []drift.Container{with(wide, "wide", drift.CRI{})}},
 		"a container with lists alone shows the default where its lists say nothing": {
 			containers: []drift.Container{with(wide, "wide", drift.CRI{Drop: []string{"CHOWN"}, Add: []string{"SYS_TIME"}})},
-			handler:    []string{"high oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
+			handler:    []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 		},
 		"ALL in a list shows no default": {containers: []drift.Container{with(wide, "wide", drift.CRI{Drop: []string{"ALL"}})}},
 		"one that is older than the configuration": {
 			containers: []drift.Container{with(wide, "wide", drift.CRI{}), with(wide, "wide", drift.CRI{}), with(defaults, "wide", drift.CRI{})},
-			handler:    []string{"high oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
+			handler:    []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 			each:       []string{"low oci_mismatch cri→oci earlier_config cap_sys_admin"},
 		},
 		"one that has more than the others": {

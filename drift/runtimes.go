@@ -38,6 +38,11 @@ type runtimeRules struct {
 	// tellsCRI is false where the runtime hides the CRI config, so that the pod
 	// spec is held against the OCI spec.
 	tellsCRI bool
+	// perHandler is true where a runtime handler can have defaults of its own
+	// (containerd's base_runtime_spec); else they are the runtime's, for all handlers.
+	perHandler bool
+	// former are the default capabilities of older releases.
+	former []capdecode.Set
 }
 
 // The runtimes, by the name under which they are asked for.
@@ -52,9 +57,10 @@ const (
 // defaultUnixCaps, moby oci/caps/defaults.go, CRI-O
 // internal/config/capabilities/capabilities_linux.go.
 var runtimes = map[string]runtimeRules{
-	Containerd: {names: []string{"containerd"}, stock: 0xa80425fb, predict: containerdOCI, tellsCRI: true},
-	CRIO:       {names: []string{"cri-o"}, stock: 0x5fb, predict: crioOCI},
-	Docker:     {names: []string{"docker"}, stock: 0xa80425fb, predict: dockerOCI},
+	Containerd: {names: []string{"containerd"}, stock: 0xa80425fb, predict: containerdOCI, tellsCRI: true, perHandler: true},
+	// With NET_RAW and SYS_CHROOT before 1.18 (cri-o#3119).
+	CRIO:   {names: []string{"cri-o"}, stock: 0x5fb, predict: crioOCI, former: []capdecode.Set{0x425fb}},
+	Docker: {names: []string{"docker"}, stock: 0xa80425fb, predict: dockerOCI},
 }
 
 // Runtimes lists the names that [Stock] and [PredictOCI] know.
