@@ -197,14 +197,18 @@ func (b *book) unknownNames(in intent, o order) {
 		return
 	}
 	var quoted []string
+	var meant []string
+	for _, name := range in.unknown[:min(len(in.unknown), 8)] {
+		quoted = append(quoted, fmt.Sprintf("%q", clip(name)))
+		for _, name := range likely(name).names() {
+			if len(meant) < 8 && !slices.Contains(meant, name) {
+				meant = append(meant, name)
+			}
+		}
+	}
 	hint := ""
-	for _, name := range in.unknown {
-		if len(quoted) < 8 {
-			quoted = append(quoted, fmt.Sprintf("%q", clip(name)))
-		}
-		if c, ok := likely(name); ok && hint == "" {
-			hint = fmt.Sprintf(" (did you mean %s?)", short(c))
-		}
+	if len(meant) > 0 {
+		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(meant, ", "))
 	}
 	yaml := ""
 	if len(plain(o.Add))+len(plain(o.Drop)) > 0 {

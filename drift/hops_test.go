@@ -104,6 +104,31 @@ func TestHops(t *testing.T) {
 			want:   []string{"high unknown_name cri→oci spelling cap_net_raw"},
 			paste:  "drop: [NET_RAW]",
 		},
+		"a star was meant to drop everything": {
+			orders: drift.CRI{Drop: []string{"*"}},
+			want:   []string{"high unknown_name cri→oci spelling " + defaults.String()},
+			paste:  "drop: [ALL]",
+		},
+		"a star beside an add": {
+			orders: drift.CRI{Add: []string{"CHOWN"}, Drop: []string{"“ALL”"}},
+			want:   []string{"high unknown_name cri→oci spelling " + defaults.Minus(1).String()},
+			paste:  "add: [CHOWN]\n    drop: [ALL]",
+		},
+		"several names in one text": {
+			orders: drift.CRI{Drop: []string{"NET_RAW,MKNOD"}},
+			want:   []string{"high unknown_name cri→oci spelling " + (netRaw | 1<<27).String()},
+			paste:  "drop: [NET_RAW, MKNOD]",
+		},
+		"an ALL with a space drops nothing": {
+			orders: drift.CRI{Drop: []string{"all "}},
+			want:   []string{"high drop_ignored cri→oci spelling " + defaults.String()},
+			paste:  "drop: [ALL]",
+		},
+		"a name that lacks letters": {
+			orders: drift.CRI{Add: []string{"SYS_ADM"}, Drop: []string{"NET_RAWS"}},
+			want:   []string{"high unknown_name cri→oci spelling cap_net_raw"},
+			paste:  "add: [SYS_ADMIN]\n    drop: [NET_RAW]",
+		},
 		"ALL in both lists: the drop wins on containerd": {
 			orders: drift.CRI{Add: []string{"ALL"}, Drop: []string{"all"}},
 			want:   []string{"low add_ignored cri→oci same_in_both_lists " + all.String()},

@@ -220,12 +220,20 @@ func checked(c CRI, among capdecode.Set, refusal string) (add, drop capdecode.Se
 			}
 			one, ok := capdecode.ParseName(strings.ToUpper(name))
 			if !ok || !among.Has(one) {
-				return 0, 0, fmt.Errorf("%w: %s %.40q", ErrRefused, refusal, name)
+				return 0, 0, fmt.Errorf("%w: %s %.40q%s", ErrRefused, refusal, name, hint(ok, name))
 			}
 			*list.set |= capdecode.Of(one)
 		}
 	}
 	return add, drop, nil
+}
+
+// hint asks for what an unknown name is likely to mean.
+func hint(known bool, name string) string {
+	if meant := likely(name).names(); !known && len(meant) > 0 {
+		return fmt.Sprintf(" (did you mean %s?)", strings.Join(meant, ", "))
+	}
+	return ""
 }
 
 // all stands for every capability in an add or a drop list.
