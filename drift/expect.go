@@ -46,7 +46,8 @@ type Expectations struct {
 	given    Given
 	told     Given // what the runtime tells of itself
 	config   Runtime
-	handlers map[string]handler // by [Expectations.scope]
+	handlers map[string]handler  // by [Expectations.scope]
+	generous map[string]generous // by runtime handler
 	limits   []Limit
 }
 
@@ -85,7 +86,12 @@ func (e Expectations) of(name string) handler {
 	if h, known := e.handlers[e.scope(name)]; known {
 		return h
 	}
-	return e.learn(nil, e.config.Handlers[cmp.Or(name, e.config.DefaultHandler)])
+	return e.learn(nil, e.configured(name))
+}
+
+// configured returns how a runtime handler is configured, as far as that is told.
+func (e Expectations) configured(name string) Handler {
+	return e.config.Handlers[cmp.Or(name, e.config.DefaultHandler)]
 }
 
 // Expect learns what is to be expected of the containers of one node. held is
@@ -137,8 +143,9 @@ func Expect(node Node, runtime Runtime, held *capdecode.Set, given Given, contai
 	}
 	e.cutToNames(full)
 	for name, orders := range groups {
-		e.handlers[name] = e.learn(orders, runtime.Handlers[cmp.Or(name, runtime.DefaultHandler)])
+		e.handlers[name] = e.learn(orders, e.configured(name))
 	}
+	e.generosity(node, containers)
 	return e
 }
 
@@ -194,10 +201,7 @@ func (e Expectations) order(c *Container, last capdecode.Cap) (order, bool) {
 	if c.Sandbox || c.Declared.OCI == nil {
 		return order{}, false
 	}
-	o := order{got: c.Declared.OCI.upTo(last), made: c.Made, pod: c.ID}
-	if c.Pod != nil {
-		o.pod = cmp.Or(c.Pod.UID, c.Pod.Namespace+"/"+c.Pod.Name)
-	}
+	o := order{got: c.Declared.OCI.upTo(last), made: c.Made, pod: podKey(c)}
 	switch {
 	case c.Declared.CRI != nil:
 		o.CRI, o.from = *c.Declared.CRI, LayerCRI
@@ -207,6 +211,14 @@ func (e Expectations) order(c *Container, last capdecode.Cap) (order, bool) {
 		return order{}, false
 	}
 	return o, true
+}
+
+// podKey tells containers of different pods apart.
+func podKey(c *Container) string {
+	if c.Pod == nil {
+		return c.ID
+	}
+	return cmp.Or(c.Pod.UID, c.Pod.Namespace+"/"+c.Pod.Name)
 }
 
 // common returns what most of the containers hold.
@@ -464,6 +476,9 @@ func (e Expectations) Findings() []Finding {
 		if f, ok := e.shifted(name, h, now, h.Settings); ok {
 			findings = append(findings, f)
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.generous)) {
+		findings = append(findings, e.giving(name, e.generous[name]))
 	}
 	return findings
 }

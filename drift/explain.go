@@ -211,6 +211,8 @@ func (x *explanation) kernel(one capdecode.Cap, oci OCI) string {
 	switch {
 	case excess && bundle.Ceiling().Has(one):
 		return "not in the OCI spec and in the config.json that the OCI runtime read: a wrapper or hook added it"
+	case excess && x.e.gives(x.c).Has(one):
+		return "more than the OCI spec allows: the handler's OCI runtime gives root everything, in the container's own user namespace"
 	case excess:
 		return "more than the OCI spec allows: this did not come from the spec"
 	case held.Permitted.Has(one) && !held.Effective.Has(one):
