@@ -143,6 +143,7 @@ bench-agent: ## how soon the agent tells, 200 times each way, and what it costs 
 	cd e2e && $(E2E) -run '^$$' -bench BenchmarkTold -benchtime 200x ./live
 	cd e2e && $(E2E) -run '^$$' -bench 'BenchmarkCost$$' -benchtime 600x ./live
 	cd e2e && $(E2E) -run '^$$' -bench BenchmarkCostAwake -benchtime 120x ./live
+	cd e2e && $(E2E) -run '^$$' -bench BenchmarkToldUnderAttack -benchtime 20x ./attacks
 
 chart-tools: $(HELM) $(KUBECONFORM) $(KUSTOMIZE) $(PROMQL)
 

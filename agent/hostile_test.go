@@ -240,7 +240,7 @@ func TestAPidIsNoProcess(t *testing.T) {
 type podded struct{ *machine }
 
 func (h podded) Sweep(ctx context.Context, given []drift.Container) (drift.Sweep, error) {
-	sweep, err := strays{h.machine}.Sweep(ctx, given)
+	sweep, err := strays(h).Sweep(ctx, given)
 	for i := range sweep.Containers {
 		if c := &sweep.Containers[i]; c.Origin != "" {
 			c.Pod = &drift.Pod{Namespace: "shop", Name: "web-1"}

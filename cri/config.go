@@ -14,6 +14,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -27,6 +28,7 @@ type configuration struct {
 	Containerd struct {
 		DefaultRuntime string `json:"defaultRuntimeName"`
 		Runtimes       map[string]struct {
+			Type     string        `json:"runtimeType"`
 			BaseSpec string        `json:"baseRuntimeSpec"`
 			Options  runtimeBinary `json:"options"`
 		} `json:"runtimes"`
@@ -34,10 +36,13 @@ type configuration struct {
 	// CRI-O's, since 1.33 (pkg/config/config.go). The form was recorded:
 	// testdata/captures/cri-o-1.37.0/runtime-status.json.
 	CRIO struct {
-		DefaultRuntime string `json:"DefaultRuntime"`
-		Conmon         string `json:"Conmon"` // for handlers that name no monitor; deprecated
+		DefaultRuntime string    `json:"DefaultRuntime"`
+		Conmon         string    `json:"Conmon"`              // for handlers that name no monitor; deprecated
+		Default        *defaults `json:"DefaultCapabilities"` // nil when not told; none is a setting
+		Inheritable    *bool     `json:"AddInheritableCapabilities"`
 		Runtimes       map[string]struct {
 			Path        string `json:"RuntimePath"`
+			Type        string `json:"RuntimeType"`
 			Monitor     string `json:"MonitorPath"`
 			ExecMonitor string `json:"MonitorExecCgroup"` // "" or "container"
 		} `json:"Runtimes"`
@@ -54,6 +59,29 @@ func (b *runtimeBinary) UnmarshalJSON(text []byte) error {
 	}
 	if json.Unmarshal(text, &options) == nil {
 		*b = runtimeBinary(clip(options.BinaryName))
+	}
+	return nil
+}
+
+// defaults are CRI-O's default_capabilities, with or without CAP_. It does not start with
+// a name that it does not know.
+type defaults struct {
+	set     capdecode.Set
+	unknown bool // some name is newer than every one known here
+}
+
+func (d *defaults) UnmarshalJSON(text []byte) error {
+	var list []string
+	if err := json.Unmarshal(text, &list); err != nil {
+		return errForm
+	}
+	for _, name := range list {
+		one, ok := capdecode.ParseName(name)
+		if !ok {
+			d.unknown = true
+			continue
+		}
+		d.set |= capdecode.Of(one)
 	}
 	return nil
 }
@@ -76,7 +104,7 @@ func decodeConfiguration(text string) (configuration, error) {
 const crioBundles = "/run/containers/storage/overlay-containers/{id}/userdata/config.json"
 
 // configure asks the runtime how it is configured. What it does not tell is left
-// empty: it explains causes, and decides nothing.
+// empty, and is then learnt from its containers or not known.
 func (c *Client) configure(ctx context.Context, runtime *drift.Runtime) {
 	if isCRIO(runtime.Name) {
 		c.bundles = crioBundles
@@ -102,9 +130,13 @@ func (config *configuration) apply(runtime *drift.Runtime) {
 	runtime.Handlers = make(map[string]drift.Handler, len(config.Containerd.Runtimes)+len(config.CRIO.Runtimes))
 	if isCRIO(runtime.Name) {
 		runtime.DefaultHandler = clip(config.CRIO.DefaultRuntime)
+		if told := config.CRIO.Default; told != nil && !told.unknown {
+			runtime.Told = drift.Given{Default: &told.set, Inheritable: config.CRIO.Inheritable}
+		}
 		for name, handler := range config.CRIO.Runtimes {
 			runtime.Handlers[name] = drift.Handler{
-				Binary: clip(handler.Path), Monitor: clip(cmp.Or(handler.Monitor, config.CRIO.Conmon)),
+				Binary: clip(cmp.Or(handler.Path, name)), // it is looked for by the handler's name, crio.conf(5)
+				Type:   clip(handler.Type), Monitor: clip(cmp.Or(handler.Monitor, config.CRIO.Conmon)),
 				MonitorInContainer: handler.ExecMonitor == "container",
 			}
 		}
@@ -112,7 +144,7 @@ func (config *configuration) apply(runtime *drift.Runtime) {
 	}
 	runtime.DefaultHandler = clip(config.Containerd.DefaultRuntime)
 	for name, handler := range config.Containerd.Runtimes {
-		runtime.Handlers[name] = drift.Handler{BaseSpec: clip(handler.BaseSpec), Binary: string(handler.Options)}
+		runtime.Handlers[name] = drift.Handler{BaseSpec: clip(handler.BaseSpec), Binary: string(handler.Options), Type: clip(handler.Type)}
 	}
 }
 

@@ -247,7 +247,7 @@ func TestHandlers(t *testing.T) {
 		want                   map[string]drift.Handler
 	}{
 		"containerd's": {"containerd", containerd, "runc", map[string]drift.Handler{
-			"runc": {BaseSpec: "/etc/base.json"}, "nvidia": {Binary: "/usr/bin/nvidia-container-runtime"}, "odd": {}, "none": {},
+			"runc": {BaseSpec: "/etc/base.json", Type: "io.containerd.runc.v2"}, "nvidia": {Binary: "/usr/bin/nvidia-container-runtime"}, "odd": {}, "none": {},
 		}},
 		"CRI-O's without a monitor of the handler's own": {"cri-o", crio, "crun", map[string]drift.Handler{
 			"crun": {Binary: "/usr/bin/crun", Monitor: "/usr/bin/conmon-old"},
@@ -270,15 +270,101 @@ func TestHandlers(t *testing.T) {
 	}
 	t.Run("CRI-O's as it was recorded", func(t *testing.T) {
 		_, client := serve(t, load(t, "cri-o-1.37.0"))
-		runc := drift.Handler{Binary: "/usr/libexec/crio/runc", Monitor: "/usr/bin/conmon"}
+		runc := drift.Handler{Binary: "/usr/libexec/crio/runc", Type: "oci", Monitor: "/usr/bin/conmon"}
 		monitored := runc
 		monitored.MonitorInContainer = true
 		want := map[string]drift.Handler{
-			"runc": runc, "crun": {Binary: "/usr/libexec/crio/crun", Monitor: "/usr/bin/conmon"},
-			"secure": {Binary: "/usr/libexec/crio/runsc-w", Monitor: "/usr/bin/conmon"}, "monitored": monitored,
+			"runc": runc, "crun": {Binary: "/usr/libexec/crio/crun", Type: "oci", Monitor: "/usr/bin/conmon"},
+			"secure": {Binary: "/usr/libexec/crio/runsc-w", Type: "oci", Monitor: "/usr/bin/conmon"}, "monitored": monitored,
 		}
 		if got := inventory(t, client).Runtime; got.DefaultHandler != "runc" || fmt.Sprint(got.Handlers) != fmt.Sprint(want) {
 			t.Errorf("%q %+v", got.DefaultHandler, got.Handlers)
 		}
+		if told := inventory(t, client).Runtime.Told; told.Default == nil || *told.Default != 0x5fb || told.Inheritable == nil || *told.Inheritable {
+			t.Errorf("it tells %+v", told)
+		}
 	})
+}
+
+// TestWhatCRIOTellsOfItself: no default is told where none is, or where one of its names
+// is not known here; an empty list is a setting.
+func TestWhatCRIOTellsOfItself(t *testing.T) {
+	for what, row := range map[string]struct{ config, want string }{
+		"a list":                        {`{"DefaultCapabilities":["CAP_CHOWN","net_raw"],"AddInheritableCapabilities":true}`, "cap_chown,cap_net_raw true"},
+		"an empty list":                 {`{"DefaultCapabilities":[],"AddInheritableCapabilities":false}`, " false"},
+		"a name that is not known here": {`{"DefaultCapabilities":["CHOWN","NOVEL"],"AddInheritableCapabilities":true}`, "nothing"},
+		"no list":                       {`{"DefaultCapabilities":null,"AddInheritableCapabilities":true}`, "nothing"},
+		"another form":                  {`{"DefaultCapabilities":"CHOWN"}`, "nothing"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			node := one(t, "default")
+			node.Name, node.Config = "cri-o", `{"crio":`+row.config+`}`
+			_, client := serve(t, node)
+			got := "nothing"
+			if told := inventory(t, client).Runtime.Told; told.Default != nil {
+				got = fmt.Sprintf("%s %t", *told.Default, *told.Inheritable)
+			}
+			if got != row.want {
+				t.Errorf("tells %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
+// TestGuestsOfCRIO: what a handler calls decides whether its containers run on this
+// kernel, and its name only where that is not told.
+func TestGuestsOfCRIO(t *testing.T) {
+	for handler, row := range map[string]struct{ config, why string }{
+		"secure":        {`{"RuntimePath":"/usr/libexec/crio/runsc-w","RuntimeType":"oci"}`, `it runs in gVisor (OCI runtime "/usr/libexec/crio/runsc-w")`},
+		"kata-fake":     {`{"RuntimePath":"/usr/libexec/crio/runc","RuntimeType":"oci"}`, ""},
+		"strong":        {`{"RuntimePath":"/usr/bin/containerd-shim-kata-v2","RuntimeType":"vm"}`, `it runs in Kata Containers (OCI runtime "/usr/bin/containerd-shim-kata-v2")`},
+		"stronger":      {`{"RuntimePath":"/usr/bin/shim","RuntimeType":"vm"}`, `it runs in a virtual machine (runtime_type "vm")`},
+		"gvisor-shaped": {`{"RuntimePath":"/opt/gvisor/bin/crun","RuntimeType":"pod"}`, ""},
+		"runsc":         {`{"RuntimePath":"","RuntimeType":"oci"}`, `it runs in gVisor (OCI runtime "runsc")`},
+		"kata":          {``, `it runs in Kata Containers (runtime class "kata")`},
+		"plain":         {``, ""},
+	} {
+		t.Run(handler, func(t *testing.T) {
+			node := load(t, "cri-o-1.37.0")
+			node.Containers, node.Sandboxes = node.Containers[:1], node.Sandboxes[:1]
+			node.Sandboxes[0].RuntimeHandler, node.Config = handler, ""
+			if row.config != "" {
+				node.Config = fmt.Sprintf(`{"crio":{"DefaultRuntime":"runc","Runtimes":{%q:%s,"runc":{"RuntimePath":"/bin/runc","RuntimeType":"oci"}}}}`, handler, row.config)
+			}
+			_, client := serve(t, node)
+			for _, c := range inventory(t, client).Containers {
+				if (c.Observation == drift.UnsupportedRuntime) != (row.why != "") || row.why != "" && c.Reason != row.why {
+					t.Errorf("%s: %s %q, want %q", c.Name, c.Observation, c.Reason, row.why)
+				}
+			}
+		})
+	}
+	t.Run("a pod that names no handler has the default one", func(t *testing.T) {
+		node := load(t, "cri-o-1.37.0")
+		node.Config = `{"crio":{"DefaultRuntime":"usual","Runtimes":{"usual":{"RuntimePath":"/bin/runsc","RuntimeType":"oci"}}}}`
+		_, client := serve(t, node)
+		if c := inventory(t, client).Containers[0]; c.RuntimeHandler == "" && c.Observation != drift.UnsupportedRuntime {
+			t.Errorf("%s %q", c.Observation, c.Reason)
+		}
+	})
+}
+
+// TestAStateThatTheRuntimeDoesNotKnow: such a container is not being started. It is held
+// against what was declared for it, and what it does is not known in whole.
+func TestAStateThatTheRuntimeDoesNotKnow(t *testing.T) {
+	node := one(t, "default")
+	node.Containers[0].Status.State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+	server, client := serve(t, node)
+	got := inventory(t, client)
+	at := slices.IndexFunc(got.Containers, func(c drift.Container) bool { return !c.Sandbox })
+	if len(got.Starting) != 0 || at < 0 {
+		t.Fatalf("starting %q, containers %+v", got.Starting, got.Containers)
+	}
+	if c := got.Containers[at]; c.Observation != drift.Partial || c.Reason != "the runtime does not know whether it runs" || c.Declared.OCI == nil || c.Ended {
+		t.Errorf("%+v", c)
+	}
+	server.Update(func(n *fake.Node) { n.Containers[0].Status.State = runtimeapi.ContainerState_CONTAINER_RUNNING })
+	if c := inventory(t, client).Containers[at]; c.Observation != drift.Observed || c.Made.IsZero() {
+		t.Errorf("once it knows: %+v", c)
+	}
 }

@@ -178,7 +178,7 @@ func (v *verbose) sandbox() (facts, error) {
 	return f, err
 }
 
-// guests are the words by which the shims, OCI runtimes and runtime classes are
+// guests are the words by which the shims and OCI runtimes are
 // known whose containers the host's /proc does not show: their processes run on
 // another kernel, or the pid is that of a monitor.
 var guests = map[string]string{
@@ -190,26 +190,43 @@ var guests = map[string]string{
 	"spin": "WebAssembly", "slight": "WebAssembly", "lunatic": "WebAssembly", "wws": "WebAssembly",
 }
 
-// unsupported tells why the host's /proc does not show the container's
-// processes, or nothing when it does. What the runtime says of its shim decides;
-// the runtime class is only a name, and counts where nothing better is known.
-func (f *facts) unsupported(handler string) string {
-	named, what := handler, "runtime class"
-	if f.shim != "" {
-		named, what = f.shim, "shim"
+// unsupported tells why the host's /proc does not show the container's processes, or
+// nothing when it does. The shim and the OCI runtime decide: those of the container, else
+// those that its handler is configured with. A handler's name is free text, and counts
+// only where the runtime tells neither.
+func (f *facts) unsupported(handler string, config drift.Handler) string {
+	shim, binary := f.shim, f.binary
+	if shim == "" {
+		shim, binary = config.Type, config.Binary
 	}
-	if guest := guestOf(named); guest != "" {
-		return fmt.Sprintf("it runs in %s (%s %q)", guest, what, named)
+	if shim == "" && binary == "" {
+		return inGuest(guestOf(handler), "runtime class", handler)
 	}
-	if guest := guestOf(f.binary); guest != "" {
-		return fmt.Sprintf("it runs in %s (OCI runtime %q)", guest, f.binary)
+	if why := inGuest(guestOf(binary), "OCI runtime", binary); why != "" {
+		return why
+	}
+	switch shim {
+	case "", "oci", "pod": // CRI-O calls an OCI runtime, which is none of a guest
+		return ""
+	case "vm": // CRI-O calls a shim in the place of an OCI runtime
+		return inGuest("a virtual machine", "runtime_type", shim)
+	}
+	if why := inGuest(guestOf(shim), "shim", shim); why != "" {
+		return why
 	}
 	// A false alarm about a hypervisor's own process would be worse than to say
 	// that a shim is not known: only runc's takes every OCI runtime.
-	if f.shim != "" && !slices.Contains(words(f.shim), "runc") && f.shim != "io.containerd.runtime.v1.linux" {
-		return fmt.Sprintf("its shim %q is not known to run containers on this kernel", f.shim)
+	if !slices.Contains(words(shim), "runc") && shim != "io.containerd.runtime.v1.linux" {
+		return fmt.Sprintf("its shim %q is not known to run containers on this kernel", shim)
 	}
 	return ""
+}
+
+func inGuest(guest, by, name string) string {
+	if guest == "" {
+		return ""
+	}
+	return fmt.Sprintf("it runs in %s (%s %q)", guest, by, name)
 }
 
 func guestOf(name string) string {

@@ -30,6 +30,8 @@ type subject struct {
 	asked bool // this time; of one that ended, ever
 	// settled is true where the failure is this container's own.
 	settled bool
+	// stateless is true where the runtime lists it and does not know its state.
+	stateless bool
 }
 
 // Inventory lists what runs now: the containers of pods, their sandboxes, and
@@ -87,8 +89,8 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 			sandboxes[s.sandboxID] = s.facts
 		}
 	}
-	inventory.Containers = conclude(subjects, sandboxes)
-	inventory.Ended = conclude(ended, sandboxes)
+	inventory.Containers = conclude(runtime, subjects, sandboxes)
+	inventory.Ended = conclude(runtime, ended, sandboxes)
 	if limit, ok := weak(subjects); ok {
 		inventory.Limits = append(inventory.Limits, limit)
 	}
@@ -142,7 +144,7 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 	}
 	for _, container := range all {
 		state := container.GetState()
-		if state != runtimeapi.ContainerState_CONTAINER_RUNNING && state != runtimeapi.ContainerState_CONTAINER_EXITED {
+		if state == runtimeapi.ContainerState_CONTAINER_CREATED {
 			continue
 		}
 		sandbox := sandboxes[container.GetPodSandboxId()]
@@ -151,9 +153,12 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 				Name: clip(container.GetMetadata().GetName()), Managed: new(true),
 				Image: clip(cmp.Or(container.GetImage().GetUserSpecifiedImage(), container.GetImage().GetImage(), container.GetImageRef())),
 				Pod:   podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
-				Created: createdAt(sandbox), Ended: state == runtimeapi.ContainerState_CONTAINER_EXITED,
+				Created: createdAt(sandbox), Made: madeAt(container), Ended: state == runtimeapi.ContainerState_CONTAINER_EXITED,
 			},
 			id: container.GetId(), namespace: criNamespace, sandboxID: container.GetPodSandboxId(), key: "container\x00" + container.GetId(),
+		}
+		if s.stateless = !s.Ended && state != runtimeapi.ContainerState_CONTAINER_RUNNING; s.stateless {
+			s.key += "\x00stateless" // its pid may be told later
 		}
 		s.ask, s.runs = c.askContainer(s.id, s.Ended)
 		if s.Ended {
@@ -246,7 +251,7 @@ func (c *Client) starting(all []*runtimeapi.Container, pods []*runtimeapi.PodSan
 	told := make(map[string]bool, len(all))
 	for _, container := range all {
 		told[container.GetId()] = true
-		if s := container.GetState(); s == runtimeapi.ContainerState_CONTAINER_CREATED || s == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
+		if container.GetState() == runtimeapi.ContainerState_CONTAINER_CREATED {
 			ids = append(ids, InventoryID(criNamespace, container.GetId()))
 		}
 	}
@@ -309,6 +314,21 @@ func createdAt(sandbox *runtimeapi.PodSandbox) time.Time {
 	return time.Unix(0, sandbox.GetCreatedAt())
 }
 
+// madeAt is when the container was made, zero when that is not told.
+func madeAt(container *runtimeapi.Container) time.Time {
+	if container.GetCreatedAt() == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, container.GetCreatedAt())
+}
+
+// mayRun reports whether a container may have processes by its state. containerd does not
+// know that of one whose record it could not load (internal/cri/server/restart.go), and
+// its processes run on.
+func mayRun(state runtimeapi.ContainerState) bool {
+	return state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_EXITED
+}
+
 // askContainer returns the question for a container's facts, and the one whether it
 // runs.
 func (c *Client) askContainer(id string, ended bool) (func(context.Context) (facts, error), func(context.Context) (bool, error)) {
@@ -318,7 +338,7 @@ func (c *Client) askContainer(id string, ended bool) (func(context.Context) (fac
 			return facts{}, err
 		}
 		// CRI-O keeps the pid of a container that has ended since.
-		if !ended && answer.state != uint64(runtimeapi.ContainerState_CONTAINER_RUNNING) {
+		if !ended && !mayRun(runtimeapi.ContainerState(answer.state)) { //nolint:gosec // an enum has 32 bits
 			return facts{}, errVanished
 		}
 		f, err := answer.facts()
@@ -330,7 +350,7 @@ func (c *Client) askContainer(id string, ended bool) (func(context.Context) (fac
 	}
 	runs := func(ctx context.Context) (bool, error) {
 		answer, err := call(ctx, c, c.cri.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: id})
-		return answer.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING, err
+		return answer.GetStatus() != nil && mayRun(answer.GetStatus().GetState()), err
 	}
 	return ask, runs
 }
@@ -373,7 +393,7 @@ func forgeable(written map[string]string) bool {
 
 // conclude makes the containers of an inventory out of what was learnt, of their
 // sandboxes too, by id.
-func conclude(subjects []*subject, sandboxes map[string]facts) []drift.Container {
+func conclude(runtime drift.Runtime, subjects []*subject, sandboxes map[string]facts) []drift.Container {
 	containers := make([]drift.Container, 0, len(subjects))
 	for _, s := range subjects {
 		if errors.Is(s.err, errVanished) || s.facts.spoofed {
@@ -391,12 +411,19 @@ func conclude(subjects []*subject, sandboxes map[string]facts) []drift.Container
 		container.Observation = drift.Observed
 		container.Undeclared = s.facts.undeclared
 		s.facts.shim = cmp.Or(s.facts.shim, sandboxes[s.sandboxID].shim)
-		guest := s.facts.unsupported(container.RuntimeHandler)
+		var handler drift.Handler // of a container outside the CRI none is known
+		if *container.Managed {
+			handler = runtime.Handlers[cmp.Or(container.RuntimeHandler, runtime.DefaultHandler)]
+		}
+		guest := s.facts.unsupported(container.RuntimeHandler, handler)
 		switch {
 		case guest != "":
 			container.Observation, container.Reason = drift.UnsupportedRuntime, guest
 		case s.err != nil:
 			container.Observation, container.Reason = drift.Unreadable, s.err.Error()
+		case s.stateless:
+			missing := append([]string{"the runtime does not know whether it runs"}, s.facts.missing...)
+			container.Observation, container.Reason = drift.Partial, strings.Join(missing, "; ")
 		case len(s.facts.missing) > 0:
 			container.Observation, container.Reason = drift.Partial, strings.Join(s.facts.missing, "; ")
 		}

@@ -14,12 +14,12 @@ func Admit(c *Container, starting []string) {
 
 // BeingStarted reports whether a container that was found on the node is one that its
 // runtime is starting: the runtime lists it as such, or does not list it yet, as while its
-// hooks run. Then its cgroup lies in that of a known pod, and whoever is in it is a stage
-// of the runtime ([Settle]).
+// hooks run, and whoever is in it is a stage of the runtime ([Settle]). The stage of an
+// exec that is not in its container's cgroup yet looks like a container, too.
 func BeingStarted(c *Container, starting []string) bool {
 	if c.Origin == "" {
 		return false // it was given
 	}
 	return slices.Contains(starting, c.ID) ||
-		c.Pod != nil && len(c.Processes) > 0 && !slices.ContainsFunc(c.Processes, func(p Process) bool { return p.Observation != Starting })
+		len(c.Processes) > 0 && !slices.ContainsFunc(c.Processes, func(p Process) bool { return p.Observation != Starting })
 }

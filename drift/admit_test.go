@@ -22,7 +22,8 @@ func TestAdmit(t *testing.T) {
 		admitted bool
 	}{
 		"one that its runtime lists as starting is":               {stranger(nil, program), []string{"c0", "c1"}, true},
-		"one that the list does not show is not":                  {stranger(nil, stage), []string{"c0"}, false},
+		"one that the list does not show is not":                  {stranger(nil, program), []string{"c0"}, false},
+		"a stage that is in no container's cgroup yet is":         {stranger(nil, stage), []string{"c0"}, true},
 		"stages below a known pod are, before the list shows it":  {stranger(pod, stage, stage), nil, true},
 		"a program beside a stage below a known pod is not":       {stranger(pod, stage, program), nil, false},
 		"a cgroup below a known pod that nobody is in is not":     {stranger(pod), nil, false},

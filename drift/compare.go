@@ -436,11 +436,12 @@ func (b *book) addExcess(p *Process, f Finding) {
 }
 
 // isUndecided reports whether a process may be in a user namespace of its own whose maps
-// are those of the container's: the identity of its namespace was asked for and refused,
-// and it was not seen to come from outside of the container.
+// are those of the container's: the identity of its namespace was asked for and refused, it
+// was not seen to come from outside of the container, and its bounding set is full, as that
+// of everybody is who enters such a namespace (kernel/user_namespace.c set_cred_user_ns).
 func (b *book) isUndecided(p *Process) bool {
 	l := p.Lineage
-	return l != nil && len(l.Ancestors) > 0 && l.Ancestors[0].Container && p.UserNamespace.Inode == 0 && !p.Entered
+	return l != nil && comparable(b.node.CapLastCap).Within(p.Caps.Bounding) && len(l.Ancestors) > 0 && l.Ancestors[0].Container && p.UserNamespace.Inode == 0 && !p.Entered
 }
 
 // unknownOrigin reports whether nothing ties a process to the container in whose cgroup it

@@ -132,6 +132,8 @@ type Runtime struct {
 	// tells; DefaultHandler is the one of pods that name none.
 	Handlers       map[string]Handler `json:"-"`
 	DefaultHandler string             `json:"-"`
+	// Told are the settings that the runtime tells of itself; nil what it does not.
+	Told Given `json:"-"`
 }
 
 // Handler is how a runtime is configured to run the pods of a runtime class. A field
@@ -139,6 +141,9 @@ type Runtime struct {
 type Handler struct {
 	BaseSpec string // containerd's base_runtime_spec, a path on the node
 	Binary   string // the OCI runtime that is called, a path on the node or a name
+	// Type is containerd's shim ("io.containerd.runc.v2"), or CRI-O's runtime_type:
+	// "oci", "vm" or "pod", crio.conf(5).
+	Type string
 	// Monitor is the program that CRI-O runs beside each container and each exec, a
 	// path on the node. MonitorInContainer is true where that of an exec runs in the
 	// container's own cgroup (monitor_exec_cgroup = "container", crio.conf(5)).
@@ -194,6 +199,7 @@ type Container struct {
 
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
+	Made       time.Time `json:"-"` // when it was made itself; zero when not told
 	CgroupPath string    `json:"-"` // OCI linux.cgroupsPath, in either driver's form
 	Binary     string    `json:"-"` // the OCI runtime that was called, where another than usual is configured
 }

@@ -34,7 +34,8 @@ type Step struct {
 // for the kernel, one of the container's; nil for none.
 func Explain(node Node, e Expectations, c Container, p *Process, asked capdecode.Set) []Account {
 	x := explanation{node: node, e: e, c: &c, p: p, known: capdecode.Full(node.CapLastCap), settings: e.declared}
-	if h, ok := e.handlers[c.RuntimeHandler]; ok {
+	if e.runtime != "" {
+		h := e.of(c.RuntimeHandler)
 		x.settings, x.handler = h.Settings, h.config
 	}
 	x.o, x.judged = e.order(&c, node.CapLastCap)
@@ -210,6 +211,8 @@ func (x *explanation) kernel(one capdecode.Cap, oci OCI) string {
 	switch {
 	case excess && bundle.Ceiling().Has(one):
 		return "not in the OCI spec and in the config.json that the OCI runtime read: a wrapper or hook added it"
+	case excess && x.e.gives(x.c).Has(one):
+		return "more than the OCI spec allows: the handler's OCI runtime gives root everything, in the container's own user namespace"
 	case excess:
 		return "more than the OCI spec allows: this did not come from the spec"
 	case held.Permitted.Has(one) && !held.Effective.Has(one):

@@ -1,6 +1,7 @@
 package drift
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,22 +28,18 @@ func Hops(node Node, e Expectations, c Container) []Finding {
 	if !ok || e.runtime == "" {
 		return b.findings
 	}
-	settings, known := e.handlers[c.RuntimeHandler]
-	if !known {
-		settings.Settings = e.declared
-	}
-	b.judge(e.runtime, settings.Settings, e.declared, o)
+	b.judge(e.runtime, e.of(c.RuntimeHandler), o)
 	return b.findings
 }
 
 // judge compares the OCI spec with the orders, and the orders with what a person
 // means by them.
-func (b *book) judge(runtime string, s, declared Settings, o order) {
-	b.ociMismatch(runtime, s, declared, o)
-	in := intentOf(o.Add, o.Drop, s.LastCap)
+func (b *book) judge(runtime string, h handler, o order) {
+	b.ociMismatch(runtime, h, o)
+	in := intentOf(o.Add, o.Drop, h.LastCap)
 	b.unknownNames(in, o)
 	b.dropIgnored(runtime, in, o)
-	b.addIgnored(runtime, in, o, s)
+	b.addIgnored(runtime, in, o, h.Settings)
 	b.ineffective(in, o)
 }
 
@@ -119,7 +116,8 @@ func (o order) hop(f Finding) Finding {
 	return f
 }
 
-func (b *book) ociMismatch(runtime string, s, declared Settings, o order) {
+func (b *book) ociMismatch(runtime string, h handler, o order) {
+	s := h.Settings
 	label := b.container.Label()
 	want, err := PredictOCI(runtime, o.CRI, s)
 	if err != nil {
@@ -149,9 +147,21 @@ func (b *book) ociMismatch(runtime string, s, declared Settings, o order) {
 		}
 		differ |= more | less
 	}
-	setsDiffer := len(parts) > 0
+	var cause Cause
+	why := ""
+	if len(parts) > 0 {
+		// Under settings that were the runtime's before it may be just right.
+		at := slices.IndexFunc(h.earlier, func(was earlier) bool {
+			other, err := PredictOCI(runtime, o.CRI, was.Settings)
+			return err == nil && other.upTo(s.LastCap).Sets == got.Sets
+		})
+		if at >= 0 {
+			cause, why = CauseEarlierConfig, ": it was made under another configuration of the runtime"
+			severity = cmp.Or(h.earlier[at].severity, severity)
+		}
+	}
 	if want.NoNewPrivileges != got.NoNewPrivileges {
-		parts = append(parts, fmt.Sprintf("noNewPrivileges is %t", got.NoNewPrivileges))
+		parts, severity = append(parts, fmt.Sprintf("noNewPrivileges is %t", got.NoNewPrivileges)), max(severity, Low)
 		if want.NoNewPrivileges {
 			severity = High
 		}
@@ -164,15 +174,6 @@ func (b *book) ociMismatch(runtime string, s, declared Settings, o order) {
 	}
 	if len(parts) == 0 {
 		return
-	}
-	var cause Cause
-	why := ""
-	if setsDiffer {
-		// Under what was declared at first, or under what another container shows,
-		// it may be just right: then it was made at another time.
-		if at, err := PredictOCI(runtime, o.CRI, declared); s != declared && err == nil && at.upTo(s.LastCap).Sets == got.Sets {
-			cause, why = CauseEarlierConfig, ": it was made under another configuration of the runtime than the other containers of its handler"
-		}
 	}
 	f := o.hop(Finding{
 		Kind: OCIMismatch, Severity: severity, Cause: cause, Capabilities: differ,
@@ -196,14 +197,18 @@ func (b *book) unknownNames(in intent, o order) {
 		return
 	}
 	var quoted []string
+	var meant []string
+	for _, name := range in.unknown[:min(len(in.unknown), 8)] {
+		quoted = append(quoted, fmt.Sprintf("%q", clip(name)))
+		for _, name := range likely(name).names() {
+			if len(meant) < 8 && !slices.Contains(meant, name) {
+				meant = append(meant, name)
+			}
+		}
+	}
 	hint := ""
-	for _, name := range in.unknown {
-		if len(quoted) < 8 {
-			quoted = append(quoted, fmt.Sprintf("%q", clip(name)))
-		}
-		if c, ok := likely(name); ok && hint == "" {
-			hint = fmt.Sprintf(" (did you mean %s?)", short(c))
-		}
+	if len(meant) > 0 {
+		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(meant, ", "))
 	}
 	yaml := ""
 	if len(plain(o.Add))+len(plain(o.Drop)) > 0 {

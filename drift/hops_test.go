@@ -104,6 +104,31 @@ func TestHops(t *testing.T) {
 			want:   []string{"high unknown_name cri→oci spelling cap_net_raw"},
 			paste:  "drop: [NET_RAW]",
 		},
+		"a star was meant to drop everything": {
+			orders: drift.CRI{Drop: []string{"*"}},
+			want:   []string{"high unknown_name cri→oci spelling " + defaults.String()},
+			paste:  "drop: [ALL]",
+		},
+		"a star beside an add": {
+			orders: drift.CRI{Add: []string{"CHOWN"}, Drop: []string{"“ALL”"}},
+			want:   []string{"high unknown_name cri→oci spelling " + defaults.Minus(1).String()},
+			paste:  "add: [CHOWN]\n    drop: [ALL]",
+		},
+		"several names in one text": {
+			orders: drift.CRI{Drop: []string{"NET_RAW,MKNOD"}},
+			want:   []string{"high unknown_name cri→oci spelling " + (netRaw | 1<<27).String()},
+			paste:  "drop: [NET_RAW, MKNOD]",
+		},
+		"an ALL with a space drops nothing": {
+			orders: drift.CRI{Drop: []string{"all "}},
+			want:   []string{"high drop_ignored cri→oci spelling " + defaults.String()},
+			paste:  "drop: [ALL]",
+		},
+		"a name that lacks letters": {
+			orders: drift.CRI{Add: []string{"SYS_ADM"}, Drop: []string{"NET_RAWS"}},
+			want:   []string{"high unknown_name cri→oci spelling cap_net_raw"},
+			paste:  "add: [SYS_ADMIN]\n    drop: [NET_RAW]",
+		},
 		"ALL in both lists: the drop wins on containerd": {
 			orders: drift.CRI{Add: []string{"ALL"}, Drop: []string{"all"}},
 			want:   []string{"low add_ignored cri→oci same_in_both_lists " + all.String()},
@@ -271,7 +296,7 @@ func TestExpect(t *testing.T) {
 		"the usual":    {containers: []drift.Container{with(defaults, "", drift.CRI{}), with(defaults, "", drift.CRI{Drop: []string{"ALL"}})}},
 		"a base runtime spec that adds": {
 			containers: []drift.Container{with(wide, "wide", drift.CRI{}), with(wide, "wide", drift.CRI{Add: []string{"NET_ADMIN"}, Drop: []string{"CHOWN"}}), with(defaults, "", drift.CRI{})},
-			handler:    []string{"high oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
+			handler:    []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 		},
 		"a base runtime spec that only takes away": {
 			containers: []drift.Container{with(defaults&^netRaw, "wide", drift.CRI{})},
@@ -280,12 +305,12 @@ func TestExpect(t *testing.T) {
 		"a base runtime spec that is stated": {given: given(wide), containers: []drift.Container{with(wide, "wide", drift.CRI{})}},
 		"a container with lists alone shows the default where its lists say nothing": {
 			containers: []drift.Container{with(wide, "wide", drift.CRI{Drop: []string{"CHOWN"}, Add: []string{"SYS_TIME"}})},
-			handler:    []string{"high oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
+			handler:    []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 		},
 		"ALL in a list shows no default": {containers: []drift.Container{with(wide, "wide", drift.CRI{Drop: []string{"ALL"}})}},
 		"one that is older than the configuration": {
 			containers: []drift.Container{with(wide, "wide", drift.CRI{}), with(wide, "wide", drift.CRI{}), with(defaults, "wide", drift.CRI{})},
-			handler:    []string{"high oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
+			handler:    []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 			each:       []string{"low oci_mismatch cri→oci earlier_config cap_sys_admin"},
 		},
 		"one that has more than the others": {

@@ -55,17 +55,18 @@ type Cause string
 
 // The causes.
 const (
-	CausePrefix        Cause = "cap_prefix"         // containerd puts CAP_ before a name that has it
-	CauseSpelling      Cause = "spelling"           // a name that means nothing
-	CauseBaseSpec      Cause = "base_runtime_spec"  // containerd's, of one runtime handler
-	CauseDefaults      Cause = "runtime_defaults"   // the runtime's configured default capabilities
-	CauseEarlierConfig Cause = "earlier_config"     // made under another configuration of the runtime
-	CauseWrapper       Cause = "wrapper_or_hook"    // config.json is not what the runtime wrote
-	CauseDirectClient  Cause = "direct_cri_client"  // not made by the kubelet
-	CauseImageUser     Cause = "image_user"         // the image's USER is not root
-	CauseNonRoot       Cause = "non_root"           // runAsUser is not root, and Kubernetes has no ambient set
-	CauseBoth          Cause = "same_in_both_lists" // added and dropped at once
-	CausePrivileged    Cause = "privileged"         // privileged overrides both lists
-	CauseKernel        Cause = "unknown_to_kernel"  // newer than this kernel
-	CauseFile          Cause = "file_is_not_live"   // a manifest that is not what the cluster has
+	CausePrefix        Cause = "cap_prefix"            // containerd puts CAP_ before a name that has it
+	CauseSpelling      Cause = "spelling"              // a name that means nothing
+	CauseBaseSpec      Cause = "base_runtime_spec"     // containerd's, of one runtime handler
+	CauseDefaults      Cause = "runtime_defaults"      // the runtime's configured default capabilities
+	CauseEarlierConfig Cause = "earlier_config"        // made under another configuration of the runtime
+	CauseWrapper       Cause = "wrapper_or_hook"       // config.json is not what the runtime wrote
+	CauseDirectClient  Cause = "direct_cri_client"     // not made by the kubelet
+	CauseImageUser     Cause = "image_user"            // the image's USER is not root
+	CauseNonRoot       Cause = "non_root"              // runAsUser is not root, and Kubernetes has no ambient set
+	CauseBoth          Cause = "same_in_both_lists"    // added and dropped at once
+	CauseGenerous      Cause = "oci_runtime_gives_all" // the handler's OCI runtime, as sysbox-runc
+	CausePrivileged    Cause = "privileged"            // privileged overrides both lists
+	CauseKernel        Cause = "unknown_to_kernel"     // newer than this kernel
+	CauseFile          Cause = "file_is_not_live"      // a manifest that is not what the cluster has
 )

@@ -107,6 +107,7 @@ func TestWhoIsBlamed(t *testing.T) {
 		"put there by runc exec that waits for it":          {child(11, runc), []string{"critical bounding_excess c1", "critical permitted_excess c1"}},
 		"moved there from the node":                         {tweak(child(11, shell), mountedAt(nodeMount, "")), []string{"critical bounding_excess c1", "critical permitted_excess c1"}},
 		"adopted inside, the namespace's identity refused":  {child(11, first), []string{"high bounding_excess c1", "high permitted_excess c1"}},
+		"the same, its bounding set as no new namespace's":  {tweak(child(11, first), func(p *drift.Process) { p.Caps.Bounding = bind | sysAdmin }), []string{"critical bounding_excess c1", "critical permitted_excess c1"}},
 		"the same, seen to come from outside before":        {tweak(child(11, first), func(p *drift.Process) { p.Entered = true }), []string{"critical bounding_excess c1", "critical permitted_excess c1"}},
 		"the same, and the identity is the container's":     {tweak(child(11, first), func(p *drift.Process) { p.UserNamespace.Inode = drift.InitialUserNamespace }), []string{"critical bounding_excess c1", "critical permitted_excess c1"}},
 		"the same, and the identity is another's":           {tweak(child(11, first), func(p *drift.Process) { p.UserNamespace.Inode = 4026532777 }), []string{"info nested_userns c1"}},

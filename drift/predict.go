@@ -81,7 +81,7 @@ func Predict(runtime, place, name string, pod *PodSecurity, c CRI, imageUser *ui
 		container: Container{ID: place, Name: name, Declared: Declared{Pod: pod, CRI: &c, OCI: &oci}},
 	}
 	o := order{CRI: c, from: from, got: oci.upTo(s.LastCap)}
-	b.judge(runtime, s, s, o)
+	b.judge(runtime, handler{Settings: s}, o)
 	b.redundant(runtime, s, o)
 	p.OCI = &Spec{oci.Sets, oci.NoNewPrivileges, oci.UnknownNames, oci.UserNamespace}
 	for _, f := range b.findings {

@@ -38,6 +38,11 @@ type runtimeRules struct {
 	// tellsCRI is false where the runtime hides the CRI config, so that the pod
 	// spec is held against the OCI spec.
 	tellsCRI bool
+	// perHandler is true where a runtime handler can have defaults of its own
+	// (containerd's base_runtime_spec); else they are the runtime's, for all handlers.
+	perHandler bool
+	// former are the default capabilities of older releases.
+	former []capdecode.Set
 }
 
 // The runtimes, by the name under which they are asked for.
@@ -52,9 +57,10 @@ const (
 // defaultUnixCaps, moby oci/caps/defaults.go, CRI-O
 // internal/config/capabilities/capabilities_linux.go.
 var runtimes = map[string]runtimeRules{
-	Containerd: {names: []string{"containerd"}, stock: 0xa80425fb, predict: containerdOCI, tellsCRI: true},
-	CRIO:       {names: []string{"cri-o"}, stock: 0x5fb, predict: crioOCI},
-	Docker:     {names: []string{"docker"}, stock: 0xa80425fb, predict: dockerOCI},
+	Containerd: {names: []string{"containerd"}, stock: 0xa80425fb, predict: containerdOCI, tellsCRI: true, perHandler: true},
+	// With NET_RAW and SYS_CHROOT before 1.18 (cri-o#3119).
+	CRIO:   {names: []string{"cri-o"}, stock: 0x5fb, predict: crioOCI, former: []capdecode.Set{0x425fb}},
+	Docker: {names: []string{"docker"}, stock: 0xa80425fb, predict: dockerOCI},
 }
 
 // Runtimes lists the names that [Stock] and [PredictOCI] know.
@@ -214,12 +220,20 @@ func checked(c CRI, among capdecode.Set, refusal string) (add, drop capdecode.Se
 			}
 			one, ok := capdecode.ParseName(strings.ToUpper(name))
 			if !ok || !among.Has(one) {
-				return 0, 0, fmt.Errorf("%w: %s %.40q", ErrRefused, refusal, name)
+				return 0, 0, fmt.Errorf("%w: %s %.40q%s", ErrRefused, refusal, name, hint(ok, name))
 			}
 			*list.set |= capdecode.Of(one)
 		}
 	}
 	return add, drop, nil
+}
+
+// hint asks for what an unknown name is likely to mean.
+func hint(known bool, name string) string {
+	if meant := likely(name).names(); !known && len(meant) > 0 {
+		return fmt.Sprintf(" (did you mean %s?)", strings.Join(meant, ", "))
+	}
+	return ""
 }
 
 // all stands for every capability in an add or a drop list.

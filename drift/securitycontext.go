@@ -33,20 +33,22 @@ func paste(add, drop []string) string {
 
 // plain rewrites a list of names as Kubernetes documents them: capitals, no
 // prefix, each once and in the order given. A name that means nothing is replaced
-// by the one it is likely to mean, or left out.
+// by what it is likely to mean, or left out.
 func plain(names []string) []string {
-	var list []string
+	var list, unknown []string
 	for _, name := range names {
-		c, ok := capdecode.ParseName(strings.TrimSpace(name))
-		if !ok {
-			c, ok = likely(name)
+		var written []string
+		if c, ok := capdecode.ParseName(strings.TrimSpace(name)); ok {
+			written = []string{short(c)}
+		} else if meansAll(name) {
+			written = []string{all}
+		} else if unknown = append(unknown, name); len(guessed(unknown)) == len(unknown) {
+			written = likely(name).names()
 		}
-		written := short(c)
-		if meansAll(name) {
-			written, ok = all, true
-		}
-		if ok && !slices.Contains(list, written) {
-			list = append(list, written)
+		for _, name := range written {
+			if !slices.Contains(list, name) {
+				list = append(list, name)
+			}
 		}
 	}
 	return list

@@ -22,6 +22,7 @@ type document struct {
 	line   int    // the first line with content
 	text   []byte // YAML, or JSON
 	json   []byte // the same as JSON; nil until it was converted
+	isJSON bool   // text is JSON
 
 	nodes *yamlv3.Node // the text with its lines; parsed when first needed
 }
@@ -103,7 +104,7 @@ func values(text []byte, start, line int) []*document {
 		if err != nil { // flow style YAML, or neither
 			return append(list, &document{start: line, line: line, text: text[from+len(gap):]})
 		}
-		list = append(list, &document{start: line, line: line, text: value, json: value})
+		list = append(list, &document{start: line, line: line, text: value, json: value, isJSON: true})
 		from = int(decoder.InputOffset())
 	}
 }
@@ -214,27 +215,19 @@ func (d *document) unfolds() *fault {
 
 // twice finds a key that stands twice in one mapping.
 func (d *document) twice() *fault {
-	root, err := d.tree()
-	if err != nil {
+	if _, err := d.tree(); err != nil {
 		return d.syntax(err)
 	}
-	for n := range walk(root) {
-		if n.Kind != yamlv3.MappingNode {
-			continue
-		}
-		seen := make(map[string]bool)
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			key := n.Content[i]
-			if key.Kind != yamlv3.ScalarNode || key.Tag == "!!merge" {
-				continue
-			}
-			if seen[key.Value] {
-				return &fault{line: d.start + key.Line - 1, err: fmt.Errorf("the key %.64q is there twice", key.Value)}
-			}
-			seen[key.Value] = true
-		}
+	if r := d.repeatedKey(); r != nil {
+		return &fault{line: r.last, err: fmt.Errorf("the key %.64q is there twice%s", r.key, r.places())}
 	}
 	return nil
+}
+
+// places says where the two are, and which of them counts: JSON objects are sent,
+// and clients that do not check keep of two keys the last one.
+func (r *repeated) places() string {
+	return fmt.Sprintf(", on lines %d and %d; Helm, and other clients that do not check it, send the last one alone", r.first, r.last)
 }
 
 // walk visits every node once; aliases are not followed.
@@ -253,7 +246,7 @@ func walk(root *yamlv3.Node) iter.Seq[*yamlv3.Node] {
 	}
 }
 
-// tree parses the document once more, for its lines. JSON is YAML too.
+// tree parses the document once more, for its lines.
 func (d *document) tree() (*yamlv3.Node, error) {
 	if d.nodes == nil {
 		var root yamlv3.Node
@@ -263,40 +256,6 @@ func (d *document) tree() (*yamlv3.Node, error) {
 		d.nodes = &root
 	}
 	return d.nodes, nil
-}
-
-// lineOf finds the line of a field, or of the last one on its path that is there.
-func (d *document) lineOf(at path) int {
-	n, err := d.tree()
-	if err != nil || len(n.Content) == 0 {
-		return d.line
-	}
-	n, line := n.Content[0], d.line
-	for _, step := range at {
-		var next *yamlv3.Node
-		if n.Kind == yamlv3.AliasNode {
-			n = n.Alias
-		}
-		switch step := step.(type) {
-		case int:
-			if n.Kind == yamlv3.SequenceNode && step < len(n.Content) {
-				next = n.Content[step]
-				line = d.start + next.Line - 1
-			}
-		case string:
-			for i := 0; n.Kind == yamlv3.MappingNode && i+1 < len(n.Content); i += 2 {
-				if n.Content[i].Value == step {
-					next = n.Content[i+1]
-					line = d.start + n.Content[i].Line - 1
-				}
-			}
-		}
-		if next == nil {
-			break
-		}
-		n = next
-	}
-	return line
 }
 
 // path is where a field stands: names of fields and places in lists.

@@ -118,7 +118,9 @@ func readFiles(ctx context.Context, paths []string) (Manifests, error) {
 		}
 		all.Objects = append(all.Objects, found.Objects...)
 		for _, kind := range found.Skipped {
-			skipped[Skipped{Kind: kind.Kind, Custom: kind.Custom}] += kind.Count
+			count := kind.Count
+			kind.Count = 0
+			skipped[kind] += count
 		}
 	}
 	all.Skipped = counted(skipped)
@@ -145,7 +147,7 @@ func readFile(f file) (Manifests, error) {
 	if info, err := opened.Stat(); err != nil || !f.named && !info.Mode().IsRegular() {
 		return Manifests{}, err // a directory behind a link, a pipe: no manifest
 	}
-	return ReadManifests(opened, f.path)
+	return readStream(opened, f.path, false)
 }
 
 func unreadable(err error) error {

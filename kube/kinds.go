@@ -34,6 +34,28 @@ var templates = map[string]string{
 	"serving.knative.dev/Service":        "spec.template",
 }
 
+// knative leaves the names of containers out.
+const knative = "serving.knative.dev"
+
+// kustomizeGroup is that of kustomizations and their components.
+const kustomizeGroup = "kustomize.config.k8s.io"
+
+// legacy are the kinds of OpenShift 3 that were in v1, which oc process still
+// takes, with the groups that they are in since.
+var legacy = map[string]string{
+	"Build": "build.openshift.io", "BuildConfig": "build.openshift.io", "DeploymentConfig": "apps.openshift.io",
+	"Image": "image.openshift.io", "ImageStream": "image.openshift.io", "ImageStreamTag": "image.openshift.io",
+	"OAuthClient": "oauth.openshift.io", "Project": "project.openshift.io", "ProjectRequest": "project.openshift.io",
+	"Route": "route.openshift.io", "SecurityContextConstraints": "security.openshift.io", "Template": "template.openshift.io",
+	"Group": "user.openshift.io", "Identity": "user.openshift.io", "User": "user.openshift.io",
+}
+
+// patterns are the groups of policies: what has the shape of a pod spec there is a
+// pattern of one, and makes no pod.
+var patterns = []string{
+	"kyverno.io", "policies.kyverno.io", "constraints.gatekeeper.sh", "templates.gatekeeper.sh", "mutations.gatekeeper.sh", "expansion.gatekeeper.sh",
+}
+
 // podless are the other kinds of Kubernetes' own groups, by group, so that a
 // misspelt kind is told from one that has no pods; kinds that are gone with those
 // that are. Source: k8s.io/api, kube-aggregator, apiextensions-apiserver.

@@ -21,7 +21,8 @@ const (
 	maxErrors    = 20      // said of one stream; after as many the rest is read all the same
 	maxConfig    = 1 << 20 // of a CRI container config
 	maxKinds     = 256     // told apart among the objects without pods
-	maxNested    = 4       // lists in lists
+	maxNested    = 4       // lists in lists, templates among them
+	maxUnjudged  = 1_000   // named of one stream; the rest is counted
 )
 
 // Manifest is one object of a stream that has, or is, a pod template; or a CRI
@@ -29,15 +30,21 @@ const (
 type Manifest struct {
 	File     string // as given to [ReadManifests]
 	Document int    // from 1, in its file; those without content do not count
-	Line     int    // of the document's first line with content
+	Line     int    // of the object: its item in a list, else the document's first line with content
 
 	Kind, Namespace, Name string // as written: no namespace where the manifest leaves it to kubectl
+	// Path is where the pod spec stands in a custom resource that was looked into
+	// by its shape, which may have several: spec.templates[1]. Kind then has its
+	// group: Workflow.argoproj.io.
+	Path string
 
 	// Pod is what the object asks for. It has a name where the object is a Pod
 	// that has one, and a uid where it was read from a cluster.
 	Pod drift.PodSpec
 	// Template says that the pods have names of their own.
 	Template bool
+	// Lines are those of the pod's containers, in their order.
+	Lines []int
 
 	// Raw is a CRI ContainerConfig as crictl takes it, in JSON and not looked
 	// into: it may hold secrets. Kind is then empty.
@@ -48,13 +55,33 @@ type Manifest struct {
 type Skipped struct {
 	Kind   string // with its group where that is not Kubernetes' own, as kubectl writes it: Kafka.strimzi.io
 	Custom bool   // a custom resource, which may have pods all the same
-	Count  int
+	// Windows says that its pods are for Windows: no rule about Linux is for them.
+	Windows bool
+	Count   int
+}
+
+// Unjudged is a part of a custom resource that decides what a pod may do, and that
+// was not understood.
+type Unjudged struct {
+	File                  string
+	Document, Line        int
+	Kind, Namespace, Name string // the kind with its group
+	Path                  string // of the part
+	Why                   string
+}
+
+func (u Unjudged) String() string {
+	return fmt.Sprintf("%s, document %d, line %d: %s %s: %s: %s",
+		shown(u.File), u.Document, u.Line, shown(u.Kind), shown(strings.TrimPrefix(u.Namespace+"/"+u.Name, "/")), u.Path, u.Why)
 }
 
 // Manifests is what a stream of manifests holds.
 type Manifests struct {
 	Objects []Manifest
 	Skipped []Skipped // by kind
+	// Unjudged are up to a thousand. More says how many there are beyond them.
+	Unjudged     []Unjudged
+	MoreUnjudged int
 }
 
 // ManifestError says what is wrong with one document, and where.
@@ -100,7 +127,16 @@ func shown(text string) string {
 // An error is what Kubernetes would refuse, and what it would silently drop where
 // it was meant to decide capabilities: a misspelt field of a securityContext, a
 // kind that does not exist.
+//
+// Of a custom resource whose kind is not known every pod spec is read that it has
+// by its shape. What else in it decides what a pod may do is in Unjudged.
 func ReadManifests(r io.Reader, file string) (Manifests, error) {
+	return readStream(r, file, true)
+}
+
+// readStream is [ReadManifests]; whoever does not need the lines of containers
+// saves that YAML is parsed once more for them.
+func readStream(r io.Reader, file string, lines bool) (Manifests, error) {
 	stream, err := io.ReadAll(io.LimitReader(r, maxStream+1))
 	if err != nil {
 		return Manifests{}, fmt.Errorf("cannot read %s: %w", shown(file), err)
@@ -112,8 +148,9 @@ func ReadManifests(r io.Reader, file string) (Manifests, error) {
 	if bytes.HasPrefix(stream, []byte{0xff, 0xfe}) || bytes.HasPrefix(stream, []byte{0xfe, 0xff}) {
 		return Manifests{}, fmt.Errorf("%s: %w", shown(file), errEncoding)
 	}
-	in := reader{file: file, skipped: make(map[Skipped]int)}
-	for d := range documents(bytes.TrimPrefix(stream, []byte("\xef\xbb\xbf"))) {
+	in := reader{file: file, lines: lines, skipped: make(map[Skipped]int)}
+	stream, in.marks = withoutMarks(stream)
+	for d := range documents(stream) {
 		if d.number > maxDocuments {
 			in.errs = append(in.errs, fmt.Errorf("%s is %w: more than %d documents, the rest was not read", shown(file), ErrTooLarge, maxDocuments))
 			break
@@ -127,16 +164,22 @@ func ReadManifests(r io.Reader, file string) (Manifests, error) {
 // reader reads one stream.
 type reader struct {
 	file     string
+	lines    bool      // of containers are wanted
+	marks    []int     // lines with a byte order mark
 	document *document // where it is
+	spots    spot      // whose lines are looked for in the document
+	template *template // whose objects are read; nil outside of one
 
-	objects []Manifest
-	skipped map[Skipped]int
-	errs    []error
-	unsaid  int // errors beyond maxErrors
+	objects  []Manifest
+	skipped  map[Skipped]int
+	unjudged []Unjudged
+	more     int // unjudged beyond maxUnjudged
+	errs     []error
+	unsaid   int // errors beyond maxErrors
 }
 
 func (in *reader) result() (Manifests, error) {
-	all := Manifests{Objects: in.objects, Skipped: counted(in.skipped)}
+	all := Manifests{Objects: in.objects, Skipped: counted(in.skipped), Unjudged: in.unjudged, MoreUnjudged: in.more}
 	if in.unsaid > 0 {
 		in.errs = append(in.errs, fmt.Errorf("%s: and %d more errors", shown(in.file), in.unsaid))
 	}
@@ -167,8 +210,8 @@ func (in *reader) failAt(at path, err error) {
 	in.fail(func() int { return in.document.lineOf(at) }, err)
 }
 
-func (in *reader) skip(kind string, custom bool) {
-	key := Skipped{Kind: clip(kind), Custom: custom}
+func (in *reader) skip(key Skipped) {
+	key.Kind = clip(key.Kind)
 	if _, known := in.skipped[key]; !known && len(in.skipped) >= maxKinds {
 		key.Kind = "others"
 	}
@@ -177,13 +220,50 @@ func (in *reader) skip(kind string, custom bool) {
 
 func (in *reader) read() {
 	if f := in.document.convert(); f != nil {
+		if at := in.document.markWithin(in.marks); at > 0 {
+			f.err = fmt.Errorf("%w; line %d begins with an invisible byte order mark: were two files put together without a line of --- between them?", f.err, at)
+		}
 		in.fail(func() int { return f.line }, f.err)
 		return
 	}
 	if string(in.document.json) == "null" {
 		return
 	}
+	in.spots = spot{}
 	in.object(nil, in.document.json, "", "", 0)
+	if in.spots.below != nil {
+		in.document.find(&in.spots)
+	}
+}
+
+// add keeps an object that stands at a place, and its containers at theirs.
+func (in *reader) add(m Manifest, at path, containers []path) {
+	in.objects = append(in.objects, m)
+	if !in.lines {
+		return
+	}
+	n := len(in.objects) - 1
+	if len(at) > 0 {
+		in.spots.want(at, func(line int) { in.objects[n].Line = line })
+	}
+	in.objects[n].Lines = make([]int, len(containers))
+	for i, at := range containers {
+		in.spots.want(at, func(line int) { in.objects[n].Lines[i] = line })
+	}
+}
+
+// leave notes what is not understood.
+func (in *reader) leave(u Unjudged, at path) {
+	if len(in.unjudged) == maxUnjudged {
+		in.more++
+		return
+	}
+	u.File, u.Document, u.Line, u.Path = in.file, in.document.number, in.document.line, clip(at.String())
+	in.unjudged = append(in.unjudged, u)
+	n := len(in.unjudged) - 1
+	if in.lines {
+		in.spots.want(at, func(line int) { in.unjudged[n].Line = line })
+	}
 }
 
 // object reads one object, or a list's. The apiVersion and kind are those of
@@ -194,8 +274,13 @@ func (in *reader) object(at path, raw json.RawMessage, apiVersion, kind string, 
 		Kind       string            `json:"kind"`
 		Metadata   json.RawMessage   `json:"metadata"`
 		Items      []json.RawMessage `json:"items"`
+		Objects    []json.RawMessage `json:"objects"`
 		Linux      json.RawMessage   `json:"linux"`
 		Image      json.RawMessage   `json:"image"`
+	}
+	if patches(raw) {
+		in.failAt(at, fmt.Errorf("this is a JSON patch, not an object%s", in.kustomize()))
+		return
 	}
 	if !in.decode(at, raw, &o) {
 		return
@@ -208,13 +293,16 @@ func (in *reader) object(at path, raw json.RawMessage, apiVersion, kind string, 
 		in.config(raw)
 		return
 	case o.Kind == "":
-		in.failAt(at, errors.New("it has no kind; want a Kubernetes object, or a CRI container config with metadata and linux"))
+		in.failAt(at, in.kindless(raw))
 		return
 	case o.APIVersion == "":
 		in.failAt(at, fmt.Errorf("%.64q has no apiVersion", o.Kind))
 		return
 	}
 	group := groupOf(o.APIVersion)
+	if o.APIVersion == "v1" && legacy[o.Kind] != "" {
+		group = legacy[o.Kind]
+	}
 	what, place := standingOf(group, o.Kind)
 	of, isList := strings.CutSuffix(o.Kind, "List")
 	if isList && (what == noSuch || what == custom) && o.Items != nil {
@@ -240,6 +328,14 @@ func (in *reader) object(at path, raw json.RawMessage, apiVersion, kind string, 
 			what = noPods
 		}
 	}
+	switch {
+	case group == kustomizeGroup:
+		in.failAt(at, fmt.Errorf("this is a %.64s of Kustomize, and what it makes of other manifests is not in it%s", shown(o.Kind), in.kustomize()))
+		return
+	case group == "template.openshift.io" && o.Kind == "Template":
+		in.openTemplate(at, raw, o.Objects, nested)
+		return
+	}
 	switch what {
 	case noSuch:
 		hint := ""
@@ -248,9 +344,9 @@ func (in *reader) object(at path, raw json.RawMessage, apiVersion, kind string, 
 		}
 		in.failAt(at.with("kind"), fmt.Errorf("there is no kind %.64q in Kubernetes' %.64q%s", o.Kind, o.APIVersion, hint))
 	case noPods:
-		in.skip(o.Kind, false)
+		in.skip(Skipped{Kind: o.Kind})
 	case custom:
-		in.skip(o.Kind+"."+group, true)
+		in.custom(at, raw, o.Kind, group)
 	case hasPods:
 		in.workload(at, raw, o.Kind, group, place)
 	}
@@ -267,33 +363,42 @@ func (in *reader) config(raw json.RawMessage) {
 	})
 }
 
-// workload reads an object whose kind has a pod template at place.
-func (in *reader) workload(at path, raw json.RawMessage, kind, group, place string) {
+// begin reads what an object is called. It returns false where that is wrong.
+func (in *reader) begin(at path, raw json.RawMessage, kind string) (m Manifest, meta metadata, ok bool) {
 	var o struct {
 		Metadata metadata `json:"metadata"`
 	}
 	if !in.decode(at, raw, &o) {
-		return
+		return m, meta, false
 	}
-	m := Manifest{
+	m = Manifest{
 		File: in.file, Document: in.document.number, Line: in.document.line,
 		Kind: kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name,
-		Template: place != "" || o.Metadata.Name == "",
 	}
 	for _, name := range []struct{ field, text string }{
 		{"name", m.Name}, {"namespace", m.Namespace}, {"generateName", o.Metadata.GenerateName},
 	} {
 		if !nameable(name.text) {
-			in.failAt(at.with("metadata", name.field), fmt.Errorf("metadata.%s is no name that Kubernetes takes", name.field))
-			return
+			in.failAt(at.with("metadata", name.field), fmt.Errorf("metadata.%s is no name that Kubernetes takes%s", name.field, in.template.hint(name.text)))
+			return m, meta, false
 		}
 	}
-	in.template(at, raw, o.Metadata, group, place, m)
+	return m, o.Metadata, true
 }
 
-// template goes to the template and takes its containers.
-func (in *reader) template(at path, raw json.RawMessage, meta metadata, group, place string, m Manifest) {
-	what := m.Kind + " " + strings.TrimPrefix(m.Namespace+"/"+m.Name, "/")
+// called is an object for people.
+func (m *Manifest) called() string {
+	return m.Kind + " " + strings.TrimPrefix(m.Namespace+"/"+m.Name, "/")
+}
+
+// workload reads an object whose kind has a pod template at place.
+func (in *reader) workload(at path, raw json.RawMessage, kind, group, place string) {
+	m, meta, ok := in.begin(at, raw, kind)
+	if !ok {
+		return
+	}
+	m.Template = place != "" || m.Name == ""
+	object, whole := at, raw
 	for _, step := range strings.FieldsFunc(place, func(r rune) bool { return r == '.' }) {
 		var o map[string]json.RawMessage
 		if !in.decode(at, raw, &o) {
@@ -302,13 +407,18 @@ func (in *reader) template(at path, raw json.RawMessage, meta metadata, group, p
 		at, raw = at.with(step), o[step]
 		if raw == nil || string(raw) == "null" {
 			if strings.Contains(group, ".") { // a Rollout may name a Deployment instead
-				in.skip(m.Kind+"."+group, true)
+				in.custom(object, whole, kind, group)
 				return
 			}
-			in.failAt(at, fmt.Errorf("%s has no %s", what, place))
+			in.failAt(at, fmt.Errorf("%s has no %s%s", m.called(), place, in.patch()))
 			return
 		}
 	}
+	in.pod(object, at, raw, group, meta, m)
+}
+
+// pod reads a pod's template, or a pod, that stands at a place in an object.
+func (in *reader) pod(object, at path, raw json.RawMessage, group string, meta metadata, m Manifest) {
 	var t struct {
 		Spec podSpec `json:"spec"`
 	}
@@ -323,43 +433,49 @@ func (in *reader) template(at path, raw json.RawMessage, meta metadata, group, p
 		})
 	}
 	if t.Spec.windows() {
-		in.skip(m.Kind+" for Windows", false)
+		in.skip(Skipped{Kind: m.Kind + " for Windows", Windows: true})
 		return
 	}
+	if group == knative {
+		t.Spec.nameAsKnative()
+	}
 	seen := make(map[string]bool)
-	for _, part := range []struct {
-		field string
-		list  []container
-	}{
-		{"containers", t.Spec.Containers}, {"initContainers", t.Spec.InitContainers}, {"ephemeralContainers", t.Spec.EphemeralContainers},
-	} {
-		for i, c := range part.list {
+	var places []path
+	for _, part := range t.Spec.parts() {
+		for i, c := range part.containers {
+			at := at.with("spec", part.field, i)
 			if c.Name == "" || seen[c.Name] || !nameable(c.Name) {
-				at := at.with("spec", part.field, i, "name")
-				in.failAt(at, fmt.Errorf("%s: a container needs a name of its own, of lower-case letters, digits and -", at))
+				at := at.with("name")
+				in.failAt(at, fmt.Errorf("%s: a container needs a name of its own, of lower-case letters, digits and -%s", at, in.template.hint(c.Name)))
 				return
 			}
 			seen[c.Name] = true
+			places = append(places, at)
 		}
 	}
 	if len(t.Spec.Containers) == 0 {
 		at := at.with("spec", "containers")
-		in.failAt(at, fmt.Errorf("%s: %s has no containers", at, what))
+		in.failAt(at, fmt.Errorf("%s: %s has no containers%s", at, m.called(), in.patch()))
 		return
 	}
-	source := fmt.Sprintf("%s, document %d (%s)", m.File, m.Document, what)
+	if in.tell(at, meta, &t.Spec, &m) && sound {
+		in.add(m, object, places)
+	}
+}
+
+// tell makes what is told of a pod. It returns false where it is too large.
+func (in *reader) tell(at path, meta metadata, spec *podSpec, m *Manifest) bool {
+	source := fmt.Sprintf("%s, document %d (%s)", m.File, m.Document, m.called())
 	var lacks string
-	m.Pod, lacks = meta.spec(&t.Spec, source)
+	m.Pod, lacks = meta.spec(spec, source)
 	if lacks != "" {
-		in.failAt(at, fmt.Errorf("%s is too large: %s", what, lacks))
-		return
+		in.failAt(at, fmt.Errorf("%s is too large: %s", m.called(), lacks))
+		return false
 	}
 	if m.Template {
 		m.Pod.Name, m.Pod.UID, m.Pod.CRIUID = "", "", ""
 	}
-	if sound {
-		in.objects = append(in.objects, m)
-	}
+	return true
 }
 
 // nameable says that a text is made of what Kubernetes makes names of; the empty
@@ -384,7 +500,11 @@ func (in *reader) decode(at path, raw json.RawMessage, into any) bool {
 		}
 		is, _, _ := strings.Cut(mistyped.Value, " ") // "number 1.5"
 		is = map[string]string{"array": "a list", "object": "an object", "bool": "true or false", "string": "a string", "number": "a number"}[is]
-		in.failAt(at, fmt.Errorf("%s is %s, want %s", where, is, wanted(mistyped.Type)))
+		hint := ""
+		if in.template != nil && is == "a string" {
+			hint = in.template.hint("${")
+		}
+		in.failAt(at, fmt.Errorf("%s is %s, want %s%s", where, is, wanted(mistyped.Type), hint))
 	case err != nil:
 		in.failAt(at, errors.New("a time or another value in it is not of the form that Kubernetes takes"))
 	case len(twice) > 0:
@@ -393,7 +513,11 @@ func (in *reader) decode(at path, raw json.RawMessage, into any) bool {
 		if errors.As(twice[0], &field) {
 			name = field.FieldPath()
 		}
-		in.failAt(at, fmt.Errorf("the field %.128q is there twice", name))
+		places, line := "", func() int { return in.document.lineOf(at) }
+		if r := in.document.repeatedKey(); r != nil && strings.HasSuffix(name, r.key) {
+			places, line = r.places(), func() int { return r.last }
+		}
+		in.fail(line, fmt.Errorf("the field %.128q is there twice%s", name, places))
 	default:
 		return true
 	}

@@ -91,6 +91,21 @@ func (s *securityContext) seccomp() *string {
 // looked at.
 func (p *podSpec) windows() bool { return p.OS != nil && p.OS.Name == "windows" }
 
+// part is one of the lists of a pod's containers.
+type part struct {
+	field      string
+	role       drift.Role
+	containers []container
+}
+
+// parts are in the order in which they run.
+func (p *podSpec) parts() []part {
+	return []part{
+		{"initContainers", drift.RoleInit, p.InitContainers}, {"containers", drift.RoleContainer, p.Containers},
+		{"ephemeralContainers", drift.RoleEphemeral, p.EphemeralContainers},
+	}
+}
+
 // containers takes what decides each container's capabilities. What it returns
 // beside them, if anything, says why they are not all.
 func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks string) {
@@ -102,12 +117,7 @@ func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks st
 	if p.RuntimeClassName != nil {
 		runtimeClass = clip(*p.RuntimeClassName)
 	}
-	for _, part := range []struct {
-		role       drift.Role
-		containers []container
-	}{
-		{drift.RoleInit, p.InitContainers}, {drift.RoleContainer, p.Containers}, {drift.RoleEphemeral, p.EphemeralContainers},
-	} {
+	for _, part := range p.parts() {
 		for _, c := range part.containers {
 			if len(list) == maxContainers {
 				return list, fmt.Sprintf("only %d of its containers are kept", maxContainers)

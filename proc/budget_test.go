@@ -57,10 +57,10 @@ func (c *clocked) parent(pid, parent int) {
 	c.write(fmt.Sprintf("proc/%d/stat", pid), fmt.Sprintf("%d (sleep) S %d %s\n", pid, parent, strings.Join(stat[4:], " ")))
 }
 
-// look sweeps some seconds after the last one.
-func (c *clocked) look(seconds int, given ...drift.Container) drift.Sweep {
+// look sweeps as long after the last one as the agent does.
+func (c *clocked) look(given ...drift.Container) drift.Sweep {
 	c.t.Helper()
-	c.uptime += seconds
+	c.uptime += 15
 	c.write("proc/uptime", fmt.Sprintf("%d.00 5000.00\n", c.uptime))
 	c.reads = nil
 	for i := range given { // as a runtime tells of them
@@ -85,7 +85,7 @@ func TestOneCostlyContainerDelaysNoOther(t *testing.T) {
 	costly := c.crowd(idA, 16*time.Millisecond, 100, 180)
 	cheap := c.crowd(idB, 50*time.Microsecond, 1000, 1100)
 	for look := range 5 {
-		sweep := c.look(15, costly, cheap)
+		sweep := c.look(costly, cheap)
 		a, b := sweep.Containers[0], sweep.Containers[1]
 		if b.Overdue != nil || b.Observation != drift.Observed || len(b.Processes) != 100 {
 			t.Fatalf("look %d: the cheap one: %s, %d processes, %+v", look, b.Observation, len(b.Processes), b.Overdue)
@@ -108,7 +108,7 @@ func TestOneCostlyContainerDelaysNoOther(t *testing.T) {
 
 func TestWhatIsNeverReadIsPartial(t *testing.T) {
 	c := clock(t, proc.Options{Time: 100 * time.Millisecond, LeadersOnly: true})
-	a := c.look(15, c.crowd(idA, 10*time.Millisecond, 100, 150)).Containers[0]
+	a := c.look(c.crowd(idA, 10*time.Millisecond, 100, 150)).Containers[0]
 	if a.Observation != drift.Partial || len(a.Processes) != a.Overdue.Read || a.Overdue.Unread != 50-a.Overdue.Read {
 		t.Errorf("%s, %d processes, %+v", a.Observation, len(a.Processes), a.Overdue)
 	}
@@ -122,7 +122,7 @@ func TestCostlyContainersShareEvenly(t *testing.T) {
 	c := clock(t, proc.Options{Time: 800 * time.Millisecond, LeadersOnly: true})
 	given := []drift.Container{c.crowd(idA, 20*time.Millisecond, 100, 150), c.crowd(idB, 20*time.Millisecond, 200, 250), c.crowd(idC, 20*time.Millisecond, 300, 302)}
 	for look := range 4 {
-		sweep := c.look(15, given...)
+		sweep := c.look(given...)
 		a, b, small := sweep.Containers[0].Overdue, sweep.Containers[1].Overdue, sweep.Containers[2].Overdue
 		if small != nil {
 			t.Errorf("look %d: the one that costs 40ms is overdue: %+v", look, small)
@@ -137,7 +137,7 @@ func TestCostlyContainersShareEvenly(t *testing.T) {
 	for pid := 203; pid < 250; pid++ {
 		c.remove(fmt.Sprintf("proc/%d", pid))
 	}
-	if a := c.look(15, given...).Containers[0].Overdue; a == nil || a.Took < 600*time.Millisecond {
+	if a := c.look(given...).Containers[0].Overdue; a == nil || a.Took < 600*time.Millisecond {
 		t.Errorf("one of them is left: %+v", a)
 	}
 }
@@ -152,7 +152,7 @@ func TestEveryProcessIsReadInTime(t *testing.T) {
 	a := c.crowd(idA, 16*time.Millisecond, 1000, 1800)
 	oldest, last := time.Duration(0), map[int]int{}
 	for look := range 90 {
-		a = c.look(15, a).Containers[0]
+		a = c.look(a).Containers[0]
 		oldest = max(oldest, a.Overdue.Oldest)
 		for _, pid := range c.reads {
 			last[pid] = look
@@ -182,7 +182,7 @@ func TestUrgentProcessesAreReadFirst(t *testing.T) {
 	c.fs.Holds(func(pid int) (capdecode.Sets, bool) { sets, ok := held[pid]; return sets, ok })
 	a := c.crowd(idA, 30*time.Millisecond, 100, 140)
 	for range 10 {
-		a = c.look(15, a).Containers[0]
+		a = c.look(a).Containers[0]
 	}
 	if a.Overdue.Unread > 0 {
 		t.Fatalf("%+v", a.Overdue)
@@ -190,7 +190,7 @@ func TestUrgentProcessesAreReadFirst(t *testing.T) {
 	c.crowd(idA, 30*time.Millisecond, 100, 145)
 	c.parent(143, 1)                         // put there from outside
 	held[135] = capdecode.Sets{Effective: 1} // it holds another set than it did
-	a = c.look(15, a).Containers[0]
+	a = c.look(a).Containers[0]
 	if want := []int{143, 135, 140, 141, 142, 144}; len(c.reads) < len(want) || !slices.Equal(c.reads[:len(want)], want) {
 		t.Errorf("read in the order %v, want %v first", c.reads, want)
 	}
@@ -209,16 +209,16 @@ func TestAStageIsNotKept(t *testing.T) {
 	c := clock(t, proc.Options{Time: 100 * time.Millisecond, LeadersOnly: true})
 	a := c.crowd(idA, 40*time.Millisecond, 100, 110)
 	for range 6 {
-		a = c.look(15, a).Containers[0]
+		a = c.look(a).Containers[0]
 	}
-	next := c.look(15, a).Containers[0]
+	next := c.look(a).Containers[0]
 	stage := c.reads[0] // which is the last one that would be read again
 	for i := range next.Processes {
 		if next.Processes[i].PID == stage {
 			next.Processes[i].Observation = drift.Starting
 		}
 	}
-	if next = c.look(15, next).Containers[0]; c.reads[0] != stage {
+	if next = c.look(next).Containers[0]; c.reads[0] != stage {
 		t.Errorf("read first: %v, want the stage %d", c.reads, stage)
 	}
 }
@@ -238,7 +238,7 @@ func TestCostlyThreads(t *testing.T) {
 	}
 	seen := map[int]bool{}
 	for look := range 30 {
-		sweep := c.look(15, a, b)
+		sweep := c.look(a, b)
 		if got := len(sweep.Containers[1].Processes[0].Threads); got != 30 {
 			t.Fatalf("look %d: %d threads of the cheap one", look, got)
 		}
@@ -264,7 +264,7 @@ func TestNewProcessesAreReadInTime(t *testing.T) {
 	c := clock(t, proc.Options{Time: 600 * time.Millisecond, LeadersOnly: true})
 	a, b := c.crowd(idA, 20*time.Millisecond, 100, 101), c.crowd(idB, 20*time.Millisecond, 200, 201)
 	m := members(t, c.fs)
-	given := c.look(15, a, b).Containers
+	given := c.look(a, b).Containers
 	m.Follow(given)
 	changed(t, m)
 	c.crowd(idA, 20*time.Millisecond, 100, 150)

@@ -208,7 +208,7 @@ func (r *reader) ancestor(l *look, pid int) (a drift.Ancestor, parent int, conta
 		return a, 0, "", false
 	}
 	a = drift.Ancestor{PID: pid, Name: s.Comm(), StartTime: stat.start, Forked: stat.forked}
-	if known {
+	if known && !stat.exiting { // of which cgroup v1 tells the root
 		within := false
 		container, within = l.origins.containerOf(cgroup)
 		a.Outside = !within && s.Depth <= 1

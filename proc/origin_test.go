@@ -3,9 +3,12 @@ package proc_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
@@ -29,6 +32,7 @@ type person struct {
 	inner       int  // the pid in the pid namespace below; 0 in the node's own
 	everything  bool // it holds all capabilities
 	forked      bool
+	exiting     bool
 }
 
 // person puts one into the picture.
@@ -50,6 +54,9 @@ func (p picture) person(who person) {
 	}
 	if who.forked {
 		p.edit(dir+"stat", " 4194560 ", " 4194624 ") // 0x400140
+	}
+	if who.exiting {
+		p.edit(dir+"stat", " 4194560 ", " 4194564 ") // 0x400104
 	}
 	p.edit(dir+"stat", " 277437 ", fmt.Sprintf(" %d ", 200000+who.pid))
 	p.write(dir+"mountinfo", fmt.Sprintf("%d 1 0:%d / / rw - overlay overlay rw\n%d %[1]d 0:40 / /proc rw - proc proc rw\n", who.mount, who.mount, who.mount+1))
@@ -223,15 +230,16 @@ func TestOutsiders(t *testing.T) {
 		who  []person
 		want []string
 	}{
-		"a daemon of the node":                      {[]person{{pid: 50, parent: 1, cgroup: "/system.slice/x.service", mount: mountNode, everything: true}}, []string{"A 100", "B 200"}},
-		"a daemon with mounts of its own":           {[]person{{pid: 50, parent: 1, cgroup: "/system.slice/x.service", mount: mountNobody, everything: true}}, []string{"A 100", "B 200"}},
-		"joined the mounts from a session":          {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountA, everything: true}}, []string{"A 50@" + session + " 100", "B 200"}},
-		"joined mounts and pids":                    {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountA, inner: 7, everything: true}}, []string{"A 50@" + session + " 100", "B 200"}},
-		"a child that left for the root":            {[]person{{pid: 250, parent: 200, cgroup: "/", mount: mountNode}}, []string{"A 100", "B 200 250@/"}},
-		"and its own child":                         {[]person{{pid: 250, parent: 200, cgroup: "/", mount: mountNobody}, {pid: 251, parent: 250, cgroup: "/", mount: mountNobody}}, []string{"A 100", "B 200 250@/ 251@/"}},
-		"joined the pids alone":                     {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountNode, inner: 7, everything: true}}, []string{"A 100", "B 200", session + " joined one of 2 50"}},
-		"the same where there are other namespaces": {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountNode, inner: 7}, {pid: 60, parent: 1, cgroup: "/machine", mount: mountNode, inner: 1}}, []string{"A 100", "B 200", "/machine 60", session + " 50"}},
-		"a stage before the list shows it":          {[]person{{pid: 50, parent: 90, cgroup: "/kubepods/podA/" + idC, mount: mountNode, inner: 1, everything: true, forked: true}}, []string{"A 100", "B 200", "C of podA 50"}},
+		"a daemon of the node":                                        {[]person{{pid: 50, parent: 1, cgroup: "/system.slice/x.service", mount: mountNode, everything: true}}, []string{"A 100", "B 200"}},
+		"a daemon with mounts of its own":                             {[]person{{pid: 50, parent: 1, cgroup: "/system.slice/x.service", mount: mountNobody, everything: true}}, []string{"A 100", "B 200"}},
+		"joined the mounts from a session":                            {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountA, everything: true}}, []string{"A 50@" + session + " 100", "B 200"}},
+		"joined mounts and pids":                                      {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountA, inner: 7, everything: true}}, []string{"A 50@" + session + " 100", "B 200"}},
+		"a child that left for the root":                              {[]person{{pid: 250, parent: 200, cgroup: "/", mount: mountNode}}, []string{"A 100", "B 200 250@/"}},
+		"and its own child":                                           {[]person{{pid: 250, parent: 200, cgroup: "/", mount: mountNobody}, {pid: 251, parent: 250, cgroup: "/", mount: mountNobody}}, []string{"A 100", "B 200 250@/ 251@/"}},
+		"joined the pids alone":                                       {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountNode, inner: 7, everything: true}}, []string{"A 100", "B 200", session + " joined one of 2 50"}},
+		"a process of a container that is about to end, on cgroup v1": {[]person{{pid: 50, parent: 80, cgroup: "/", mount: mountNode, inner: 7, exiting: true}}, []string{"A 100", "B 200"}},
+		"the same where there are other namespaces":                   {[]person{{pid: 50, parent: 1, cgroup: session, mount: mountNode, inner: 7}, {pid: 60, parent: 1, cgroup: "/machine", mount: mountNode, inner: 1}}, []string{"A 100", "B 200", "/machine 60", session + " 50"}},
+		"a stage before the list shows it":                            {[]person{{pid: 50, parent: 90, cgroup: "/kubepods/podA/" + idC, mount: mountNode, inner: 1, everything: true, forked: true}}, []string{"A 100", "B 200", "C of podA 50"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, containers := twoPods(t)
@@ -268,5 +276,39 @@ func TestOutsiders(t *testing.T) {
 				t.Errorf("told %q, want %q", got, row.want)
 			}
 		})
+	}
+}
+
+// TestNewcomers: a process that starts its successor and ends while others are read is in no
+// list, and its successor is read all the same, in either pid namespace of the reader.
+func TestNewcomers(t *testing.T) {
+	for _, chain := range []bool{true, false} {
+		p, containers := twoPods(t)
+		p.cgroup("kubepods/podB/"+idB, 200)
+		p.cgroup("kubepods/podA/"+idA, 100, 101)
+		p.person(person{pid: 101, parent: 100, name: "x", mount: mountA, inner: 2, cgroup: containers[0].CgroupPath})
+		fs := proc.New(p.root, proc.Options{Readers: 1})
+		began := false
+		fs.Costs(func(int) time.Duration { // when the first one is read
+			if !began {
+				began = true
+				if chain { // 101 has ended, and 102 is there
+					p.person(person{pid: 102, parent: 100, name: "x", mount: mountA, inner: 3, everything: true, cgroup: containers[0].CgroupPath})
+					p.cgroup("kubepods/podA/"+idA, 100, 102)
+					if err := os.RemoveAll(filepath.Join(p.root, "proc/101")); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			return 0
+		})
+		sweep, err := fs.Sweep(context.Background(), containers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := slices.ContainsFunc(sweep.Containers[0].Processes, func(p drift.Process) bool { return p.PID == 102 && p.Lineage != nil })
+		if seen != chain {
+			t.Errorf("a chain %v: its successor is read: %v: %+v", chain, seen, sweep.Containers[0].Processes)
+		}
 	}
 }

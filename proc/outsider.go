@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"errors"
 	"path"
 	"slices"
 
@@ -48,7 +49,7 @@ func (s *sweep) origins() *origins {
 func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
 	status, err := r.outsider(pid)
 	if err != nil {
-		if err != errSkip {
+		if !errors.Is(err, errSkip) {
 			o.err = err
 		}
 		return
@@ -58,7 +59,9 @@ func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
 	if o.owner = s.mounted(r, pid); o.owner == nil && !apart && !s.look.foreign {
 		return
 	}
-	o.cgroup = s.cgroupOf(r, pid)
+	if o.cgroup = s.cgroupOf(r, pid); o.cgroup == "/" && r.exiting(pid) {
+		return
+	}
 	if g := s.lister(o.cgroup); g != nil && g.given && !g.alone {
 		o.owner = nil // it is in that container's cgroup, wherever its mounts are
 	} else if _, _, container := outermostContainer(o.cgroup); o.owner == nil && !apart && !container && g == nil {
@@ -92,6 +95,38 @@ func (s *sweep) readStray(r *reader, pid int, o *reading) {
 
 func always(*drift.Container, *drift.Process) bool { return true }
 
+// What one sweep reads of processes that came while it read others.
+const (
+	newcomerRounds = 3
+	maxNewcomers   = 64
+)
+
+// readNewcomers reads processes that came while others were read, where some of those had
+// ended: one that starts its successor and ends is in no list of those that are there.
+func (s *sweep) readNewcomers(read []reading) {
+	known, r := s.all, s.readers[0]
+	for round := 0; round < newcomerRounds && s.ctx.Err() == nil && slices.ContainsFunc(read, reading.vanished); round++ {
+		all, err := r.allPIDs()
+		if err != nil {
+			return // it could be listed before, and what was read then counts
+		}
+		read = nil
+		for _, pid := range all {
+			if has(known, pid) || len(read) == maxNewcomers {
+				continue
+			}
+			o := reading{pid: pid, group: s.others, done: true}
+			s.readOutsider(r, pid, &o)
+			read = append(read, o)
+		}
+		s.others.readings = append(slices.Clip(s.others.readings), read...)
+		known = all
+	}
+}
+
+// vanished reports whether a process had ended when it was to be read.
+func (o reading) vanished() bool { return errors.Is(o.err, ErrVanished) }
+
 // joinedPIDNamespace reports whether a process is in a pid namespace below the node's and is
 // not the first one of it, which only its own children and those that join it are.
 func joinedPIDNamespace(p *drift.Process) bool {
@@ -112,6 +147,13 @@ func (r *reader) outsider(pid int) (Status, error) {
 		err = errSkip
 	}
 	return s, err
+}
+
+// exiting reports whether a process is about to end, or has: cgroup v1 then tells the root
+// as its cgroup (kernel/cgroup/cgroup.c proc_cgroup_show).
+func (r *reader) exiting(pid int) bool {
+	stat, err := r.stat(pid)
+	return err != nil || stat.exiting
 }
 
 // mounted returns the container in whose mount namespace a process is, nil where it is in

@@ -13,13 +13,17 @@ const userHz = 100
 
 // stat is what matters here of /proc/PID/stat, proc_pid_stat(5).
 type stat struct {
-	start  uint64 // field 22: ticks since boot
-	forked bool   // of field 9: it has executed nothing since it was forked
+	start uint64 // field 22: ticks since boot
+	// Of field 9: it has executed nothing since it was forked; it is about to end.
+	forked, exiting bool
 }
 
 // forkedNoExec is PF_FORKNOEXEC, include/linux/sched.h: fork(2) sets it and execve(2)
 // clears it (kernel/fork.c copy_process, fs/exec.c begin_new_exec).
 const forkedNoExec = 0x40
+
+// exitingFlag is PF_EXITING, include/linux/sched.h; kernel/exit.c exit_signals.
+const exitingFlag = 0x4
 
 // stat reads /proc/PID/stat.
 func (r *reader) stat(pid int) (stat, error) {
@@ -62,7 +66,7 @@ func parseStat(text []byte) (stat, error) {
 		if at == startsField {
 			s.start = n
 		} else {
-			s.forked = n&forkedNoExec != 0
+			s.forked, s.exiting = n&forkedNoExec != 0, n&exitingFlag != 0
 		}
 	}
 	return s, nil

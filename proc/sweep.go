@@ -573,6 +573,7 @@ func (s *sweep) read() error {
 	if err := s.readInTime(groups); err != nil {
 		return err
 	}
+	s.readNewcomers(readings)
 	s.births = make(births, 0, len(s.claims))
 	for _, g := range s.groups {
 		if g.resting {

@@ -30,7 +30,7 @@ type task struct {
 const sysAdmin = 1 << 21
 
 // tasksOf are the threads of all processes in a container's cgroup.
-func tasksOf(t *testing.T, c *node.Container) (list []task) {
+func tasksOf(t testing.TB, c *node.Container) (list []task) {
 	t.Helper()
 	pids, err := cgroup.Beside(c.Pid)
 	if err != nil {
@@ -94,7 +94,7 @@ func ageOf(stat string) time.Duration {
 }
 
 // forks counts the processes and threads since the boot, proc_stat(5).
-func forks(t *testing.T) int {
+func forks(t testing.TB) int {
 	t.Helper()
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {

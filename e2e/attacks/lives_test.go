@@ -173,8 +173,8 @@ func TestRow23SlowHook(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if looks < 3 {
-				t.Fatalf("the attack is not one: the agent looked %d times meanwhile", looks)
+			if looks == 0 {
+				t.Fatal("the attack is not one: it took no longer than a look")
 			}
 			return
 		default:

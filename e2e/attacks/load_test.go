@@ -14,8 +14,8 @@ import (
 )
 
 // TestRow06Arguments: with 1.42 MiB of "<" in a pod's arguments its verbose status is more than
-// containerd can send, so that nobody learns from it what was declared. An intruder in the pod is
-// found all the same, and it is said of the pod that its declaration cannot be read.
+// containerd can send as it is, so that nobody learned from it what was declared. An intruder in the
+// pod is found all the same.
 func TestRow06Arguments(t *testing.T) {
 	t.Parallel()
 	s := begin(t)
@@ -28,11 +28,9 @@ func TestRow06Arguments(t *testing.T) {
 	if _, err := theNode.Info(t.Context(), c); err == nil {
 		t.Fatal("the attack is not one: containerd sends the status")
 	}
-	s.finds(c, "high")
 	s.intrude(c, "name=debug", "ready", "sleep")
 	s.finds(c, "critical", "permitted_excess", "bounding_excess")
 	s.scanFinds(c, "critical", "permitted_excess", "bounding_excess")
-	s.mentions(c)
 }
 
 // TestRow07DearStatus: 800 processes that wake up once a second have 65,536 groups each, so that one
@@ -40,7 +38,6 @@ func TestRow06Arguments(t *testing.T) {
 // of within seconds all the same, and the pod that costs so much is named.
 func TestRow07DearStatus(t *testing.T) {
 	s := begin(t)
-	victim := s.attacked("victim", nil)
 	noisy := s.innocent("noisy", nil, "groups=65536", "crowd=800:1s", "ready", "sleep")
 	if n := len(tasksOf(t, noisy)); n < 800 {
 		t.Fatalf("the attack is not one: %d processes", n)
@@ -51,6 +48,7 @@ func TestRow07DearStatus(t *testing.T) {
 	}
 	var took []time.Duration
 	for range intruders {
+		victim := s.attacked("victim", nil) // a second one within a minute would be no news
 		began := time.Now()
 		pid := s.intrude(victim, "name=debug", "ready", "sleep")
 		s.await("the intruder is told of", func() bool {

@@ -74,10 +74,9 @@ func runTests(m *testing.M) (status int, err error) {
 	}
 }
 
-func onNode(t *testing.T) *node.Node {
+func onNode(t testing.TB) {
 	t.Helper()
 	if theNode == nil {
 		t.Skip("needs root, for a container runtime of its own; run: sudo make node")
 	}
-	return theNode
 }

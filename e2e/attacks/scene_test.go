@@ -26,7 +26,7 @@ import (
 // those who attack, and those who do nothing. At its end nobody who did nothing may have been
 // accused of anything above info.
 type scene struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string // the agent's, on the host
 	config []string
 	agent  *node.Container
@@ -38,7 +38,7 @@ type scene struct {
 var owners sync.Map
 
 // begin starts the agent as the chart runs it. Settings are further lines of its configuration.
-func begin(t *testing.T, settings ...string) *scene {
+func begin(t testing.TB, settings ...string) *scene {
 	t.Helper()
 	onNode(t)
 	s := &scene{t: t, dir: t.TempDir(), config: settings, guilty: map[string]string{}}
@@ -294,14 +294,29 @@ func (s *scene) findsAll(containers []*node.Container) {
 func (s *scene) mentions(c *node.Container) {
 	s.t.Helper()
 	s.await("the agent mentions "+c.Pod.Container, func() bool {
-		return s.told.limited(c.Pod.Container) || s.told.informed(c.ID)
+		return s.limited(c.Pod.Container) || s.told.informed(c.ID)
 	})
+}
+
+// limited reports whether a limit of what the agent sees has the word.
+func (s *scene) limited(word string) bool {
+	stdout, _, _, err := s.ask("get", "node", "-o", "json")
+	var told struct{ Coverage coverage }
+	if err != nil || json.Unmarshal([]byte(stdout), &told) != nil {
+		return false
+	}
+	for _, l := range told.Coverage.Limits {
+		if strings.Contains(l.What+": "+l.Why, word) {
+			return true
+		}
+	}
+	return false
 }
 
 // limits waits until the agent names a container in a limit of what it sees.
 func (s *scene) limits(c *node.Container) {
 	s.t.Helper()
-	s.await("a limit names "+c.Pod.Container, func() bool { return s.told.limited(c.Pod.Container) })
+	s.await("a limit names "+c.Pod.Container, func() bool { return s.limited(c.Pod.Container) })
 }
 
 // log is what the scene's agents wrote.

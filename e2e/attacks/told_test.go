@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os/exec"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 )
@@ -36,15 +35,6 @@ type coverage struct {
 		What, Why string
 		Blind     bool
 	}
-}
-
-func (c coverage) names(word string) bool {
-	for _, l := range c.Limits {
-		if strings.Contains(l.What+" "+l.Why, word) {
-			return true
-		}
-	}
-	return false
 }
 
 type finding struct {
@@ -100,7 +90,6 @@ type watch struct {
 	changes  []change // those of findings above info, and lost ones
 	now      map[string]finding
 	infos    map[string]int // how many of severity info, by container
-	limits   map[string]bool
 	coverage coverage
 	snapshot bool  // one has come
 	err      error // why what it printed could not be read
@@ -111,7 +100,7 @@ type watch struct {
 func (s *scene) watch(args ...string) *watch {
 	s.t.Helper()
 	w := &watch{
-		ended: make(chan struct{}), now: map[string]finding{}, infos: map[string]int{}, limits: map[string]bool{},
+		ended: make(chan struct{}), now: map[string]finding{}, infos: map[string]int{},
 		cmd: exec.Command(binary, append([]string{"watch", "-o", "jsonl", "--agent", "unix://" + s.socket()}, args...)...),
 	}
 	out, err := w.cmd.StdoutPipe()
@@ -160,9 +149,6 @@ func (w *watch) take(line []byte) {
 	}
 	if c.Coverage != nil {
 		w.coverage = *c.Coverage
-		for _, l := range c.Coverage.Limits {
-			w.limits[l.What+": "+l.Why] = true
-		}
 	}
 	switch c.Type {
 	case "snapshot_begin":
@@ -215,18 +201,6 @@ func (w *watch) covers() coverage {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.coverage
-}
-
-// limited reports whether a limit was told that has the word.
-func (w *watch) limited(word string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for l := range w.limits {
-		if strings.Contains(l, word) {
-			return true
-		}
-	}
-	return false
 }
 
 // informed reports whether any finding about a container was told.

@@ -41,9 +41,13 @@ const nobody = 65534
 
 // watched is what all agents of TestAgentFromPod look at.
 type watched struct {
-	plain, victim, userns, privileged *node.Container
+	plain, userns, privileged *node.Container
+	victim                    *node.Container   // in which a process holds more than it may
+	bounded                   *node.Container   // in which one could hold more, and holds nothing
+	innocent                  []*node.Container // in which nothing was found yet
+	sighted                   []*podAgent       // agents from which nothing is hidden
 
-	known []string    // what is open about the victim since before the agents started
+	known []string    // what is open about the victims since before the agents started
 	host  []container // the node's, as a scan from the host sees them
 }
 
@@ -54,9 +58,12 @@ type watched struct {
 // the cgroups.
 func TestAgentFromPod(t *testing.T) {
 	n := onNode(t)
-	seen := run(t, pod(nil), pod(dropAll()), pod(userNamespace(&cri.LinuxContainerSecurityContext{})),
-		pod(&cri.LinuxContainerSecurityContext{Privileged: true}))
-	w := watched{plain: seen[0], victim: seen[1], userns: seen[2], privileged: seen[3]}
+	const tries = 14 // of what tellsAtOnce does, for all agents
+	seen := run(t, append([]node.Pod{
+		pod(nil), pod(userNamespace(&cri.LinuxContainerSecurityContext{})), pod(&cri.LinuxContainerSecurityContext{Privileged: true}),
+		pod(dropAll()), pod(dropAll()),
+	}, slices.Repeat([]node.Pod{pod(dropAll())}, tries)...)...)
+	w := watched{plain: seen[0], userns: seen[1], privileged: seen[2], victim: seen[3], bounded: seen[4], innocent: seen[5:]}
 	journal := w.drift(t)
 
 	withPtrace := func(profile cri.SecurityProfile_ProfileType) node.Pod {
@@ -78,17 +85,18 @@ func TestAgentFromPod(t *testing.T) {
 	hide(t, hiding)
 	hide(t, hidingToo)
 	rows := []struct {
-		name string
-		pod  node.Pod
-		test func(t *testing.T, a *podAgent, w *watched)
+		name   string
+		pod    node.Pod
+		test   func(t *testing.T, a *podAgent, w *watched)
+		hidden bool // from it, what is above its own privilege
 	}{
-		{"no_capability", agentPod(n, "/proc", 0), seesAll("0000000000000000", "the identity of user namespaces")},
-		{"ptrace", withPtrace(cri.SecurityProfile_Unconfined), seesAll("0000000000080000")},
-		{"ptrace_confined", withPtrace(cri.SecurityProfile_RuntimeDefault), seesAll("0000000000080000", refused...)},
-		{"without_hostPID", agentpod.OwnPids(agentPod(n, "/proc", 0)), seesAll("0000000000000000", apart...)},
-		{"hidepid", agentPod(n, hiding, 0), seesSome(hiding, "the identity of user namespaces")},
-		{"hidepid_without_hostPID", agentpod.OwnPids(agentPod(n, hidingToo, 0)), seesSome(hidingToo, apart...)},
-		{"nobody", agentPod(n, "/proc", nobody), seesNoRuntime},
+		{"no_capability", agentPod(n, "/proc", 0), seesAll("0000000000000000", "the identity of user namespaces"), false},
+		{"ptrace", withPtrace(cri.SecurityProfile_Unconfined), seesAll("0000000000080000"), false},
+		{"ptrace_confined", withPtrace(cri.SecurityProfile_RuntimeDefault), seesAll("0000000000080000", refused...), false},
+		{"without_hostPID", agentpod.OwnPids(agentPod(n, "/proc", 0)), seesAll("0000000000000000", apart...), false},
+		{"hidepid", agentPod(n, hiding, 0), seesSome(hiding, "the identity of user namespaces"), true},
+		{"hidepid_without_hostPID", agentpod.OwnPids(agentPod(n, hidingToo, 0)), seesSome(hidingToo, apart...), true},
+		{"nobody", agentPod(n, "/proc", nobody), seesNoRuntime, true},
 	}
 	agents := make([]*podAgent, len(rows))
 	pods := make([]node.Pod, len(rows))
@@ -98,6 +106,11 @@ func TestAgentFromPod(t *testing.T) {
 	}
 	for i, c := range run(t, pods...) {
 		agents[i].Container = c
+	}
+	for i, row := range rows {
+		if !row.hidden {
+			w.sighted = append(w.sighted, agents[i])
+		}
 	}
 	for _, c := range scan(t).Containers {
 		if c.Managed != nil && *c.Managed { // the machine may run other nodes
@@ -114,8 +127,8 @@ func TestAgentFromPod(t *testing.T) {
 	}
 }
 
-// drift starts two processes above the victim's ceiling, has an agent on the host tell of
-// them, and returns the journal of that.
+// drift starts a process above the ceiling in each of the victims, has an agent on the host
+// tell of them, and returns the journal of that.
 func (w *watched) drift(t *testing.T) string {
 	t.Helper()
 	before := startAgent(t)
@@ -126,11 +139,17 @@ func (w *watched) drift(t *testing.T) string {
 	_, holds := exceed(t, w.victim, "CAP_SYS_ADMIN")
 	// An agent from which hidepid hides those that hold more than it does sees this one,
 	// and still cannot tell whether it is above its ceiling.
-	_, may := exceed(t, w.victim, "CAP_SYS_BOOT", "caps=0000000000000000")
+	_, may := exceed(t, w.bounded, "CAP_SYS_BOOT", "caps=0000000000000000")
 	w.known = slices.Sorted(slices.Values(slices.Concat(holds, may[:1])))
-	before.await("what is above the ceiling is open", func() bool { return slices.Equal(before.findings(w.victim.ID), w.known) })
+	before.await("what is above the ceiling is open", func() bool { return slices.Equal(w.open(before), w.known) })
 	before.end(syscall.SIGTERM)
 	return filepath.Join(filepath.Dir(before.config), "journal")
+}
+
+// open is what an agent says is open about the victims.
+func (w *watched) open(a *anAgent) []string {
+	a.t.Helper()
+	return slices.Sorted(slices.Values(slices.Concat(a.findings(w.victim.ID), a.findings(w.bounded.ID))))
 }
 
 // exceed starts a process in a container with a capability above its ceiling, and tells
@@ -262,7 +281,7 @@ func seesAll(holds string, limits ...string) func(*testing.T, *podAgent, *watche
 		}
 		w.asFromHost(t, r)
 		a.faresWell()
-		for _, c := range []*node.Container{w.plain, w.victim, w.userns, w.privileged} {
+		for _, c := range []*node.Container{w.plain, w.victim, w.bounded, w.userns, w.privileged} {
 			got := r.container(t, c.ID).process(t, c.Pid).UserNamespace
 			want := report{Containers: w.host}.container(t, c.ID).process(t, c.Pid).UserNamespace
 			identified := holds != "0000000000000000" && (len(limits) == 0 || c != w.privileged) // which no profile confines
@@ -342,17 +361,27 @@ func (a *podAgent) faresWell() {
 func (a *podAgent) tellsAtOnce(w *watched) {
 	a.t.Helper()
 	// What the runtime tells of the containers that have just started makes the agent look at
-	// the node: then it is not known what has told it of the process, and it is tried anew.
-	for range 10 {
+	// the node: then it is not known what has told it of the process, and it is tried anew, in
+	// another container: in the same one the finding would have come back, and would last.
+	for len(w.innocent) > 0 {
+		c := w.innocent[0]
+		w.innocent = w.innocent[1:]
 		before := a.view().TakenAt
-		pid, late := exceed(a.t, w.victim, "CAP_SYS_TIME")
-		want := slices.Sorted(slices.Values(slices.Concat(w.known, late)))
-		a.await("it tells of the process above the ceiling", func() bool { return slices.Equal(a.findings(w.victim.ID), want) })
+		pid, want := exceed(a.t, c, "CAP_SYS_TIME")
+		a.await("it tells of the process above the ceiling", func() bool { return slices.Equal(a.findings(c.ID), want) })
 		alone := a.view().TakenAt == before
+		for _, other := range w.sighted { // one that ends before its second look makes the coverage incomplete
+			o := other.anAgent
+			o.t = a.t
+			o.await("the other agents tell of it", func() bool { return slices.Equal(o.findings(c.ID), want) })
+		}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			a.t.Fatal(err)
 		}
-		a.await("it tells that the process has ended", func() bool { return slices.Equal(a.findings(w.victim.ID), w.known) })
+		a.await("it tells that the process has ended", func() bool { return a.findings(c.ID) == nil })
+		if got := w.open(&a.anAgent); !slices.Equal(got, w.known) {
+			a.t.Errorf("open are %q, want %q", got, w.known)
+		}
 		if alone {
 			return
 		}
@@ -381,7 +410,7 @@ func seesSome(proc string, limits ...string) func(*testing.T, *podAgent, *watche
 			looks := `capdrift_looks_total{look="membership"}`
 			enough := a.metric(looks) + 2
 			a.await("it has looked at the cgroups", func() bool { return a.metric(looks) >= enough })
-			if got := a.findings(w.victim.ID); !slices.Equal(got, w.known) {
+			if got := w.open(&a.anAgent); !slices.Equal(got, w.known) {
 				t.Errorf("open are %q, want %q", got, w.known)
 			}
 			if v := a.view(); v.Coverage.Complete || !limited(v.report, "hidepid", true) || v.Findings["critical"] != len(w.known) {
@@ -413,7 +442,7 @@ func seesNoRuntime(t *testing.T, a *podAgent, w *watched) {
 	r, stderr, status := a.looks()
 	w.onlyKnown(t, r)
 	r.Findings = nil
-	withoutRuntime(t, r, stderr, status)
+	withoutRuntime(t, r, stderr, status, w.victim, w.bounded)
 	if !limited(r, "permission denied", true) {
 		t.Errorf("limits do not tell of the socket: %+v", r.Coverage.Limits)
 	}

@@ -132,7 +132,13 @@ func (a *anAgent) metric(name string) float64 {
 // await asks for a condition often.
 func (a *anAgent) await(what string, holds func() bool) {
 	a.t.Helper()
-	ctx, cancel := theNode.Within(a.t.Context(), 30*time.Second)
+	a.awaitFor(30*time.Second, what, holds)
+}
+
+// awaitFor is await for what takes longer.
+func (a *anAgent) awaitFor(limit time.Duration, what string, holds func() bool) {
+	a.t.Helper()
+	ctx, cancel := theNode.Within(a.t.Context(), limit)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -22,15 +22,12 @@ import (
 func TestBoot(t *testing.T) {
 	d := onDisk(t)
 	d.start()
-	pid := d.intrude(d.c)
+	former := d.intrude(d.c)
 	d.end(syscall.SIGKILL)
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	former.kill(t)
 	d.startBooted("6f1d7e5a-0000-4000-8000-000000000002")
 	d.mustEndByBoot()
-	late := d.intrude(d.c)
-	d.expel(d.c, late)
+	d.expel(d.intrudeAnew())
 	d.end(syscall.SIGKILL)
 	d.startBooted("6f1d7e5a-0000-4000-8000-000000000002")
 	if text := d.scrape(); strings.Contains(text, `why="boot"`) {

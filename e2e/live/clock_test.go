@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/capdrift/capdrift/e2e/node"
 )
 
 // TestClock: whoever sets the clock by hours, back or forward, makes no finding open, end or
@@ -23,15 +25,16 @@ func TestClock(t *testing.T) {
 	}
 	setBack(t)
 	a := onDisk(t)
-	c := a.c
 	a.configure(theNode.Endpoint(), "cadence: {confirm: 3s}")
 	a.start()
-	steady := a.intrude(c)
+	steady := a.intrude(a.c)
 	watched := a.watch()
 	a.await("the watcher knows what is open", func() bool { return strings.Contains(watched(), "snapshot_end") })
-	stay, told := []int{steady}, []string(nil)
+	stay, told := []intruder{steady}, []string(nil)
 	for _, by := range []time.Duration{-5 * time.Hour, 12 * time.Hour, -7 * time.Hour} {
 		before := a.position()
+		c := run(t, node.Pod{Security: dropAll()})[0]
+		a.await("the container is seen", func() bool { return a.sees(c.ID) })
 		pid, err := theNode.RuncExec(t.Context(), c, []string{"CAP_SYS_ADMIN"}, "name=debug", "ready", "sleep")
 		if err != nil {
 			t.Fatal(err)
@@ -41,11 +44,12 @@ func TestClock(t *testing.T) {
 			return strings.Contains(stdout, fmt.Sprintf(`{"pid":%d,`, pid))
 		})
 		step(t, by) // while the agent waits for its second look at it
-		a.await("the process is told of", func() bool { return a.tells(c, pid) })
-		stay = append(stay, pid)
-		other := a.intrude(c) // the cadences go on
-		a.expel(c, other)
-		told = append(told, fmt.Sprint("opened ", pid), fmt.Sprint("opened ", other), fmt.Sprint("resolved ", other))
+		stays := intruder{c, pid}
+		a.await("the process is told of", func() bool { return a.tells(stays) })
+		stay = append(stay, stays)
+		other := a.intrudeAnew() // the cadences go on
+		a.expel(other)
+		told = append(told, fmt.Sprint("opened ", pid), fmt.Sprint("opened ", other.pid), fmt.Sprint("resolved ", other.pid))
 		if after := a.position(); after <= before {
 			t.Errorf("by the step of %v the sequence went from %d to %d", by, before, after)
 		}
@@ -64,8 +68,8 @@ func TestClock(t *testing.T) {
 	if now := a.ids(); !slices.Equal(now, open) {
 		t.Errorf("after another start %q are open, want %q", now, open)
 	}
-	for _, pid := range stay {
-		a.expel(c, pid)
+	for _, each := range stay {
+		a.expel(each)
 	}
 }
 

@@ -3,15 +3,12 @@
 package live
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/capdrift/capdrift/e2e/agentpod"
 	"github.com/capdrift/capdrift/e2e/node"
 )
 
@@ -59,23 +57,23 @@ func cost(b *testing.B, steps ...string) {
 	}
 	pid := a.cmd.Process.Pid
 	_ = a.scrape() // the connection stays
-	settled, goroutines, asked := usage(b, pid), a.metric("go_goroutines"), usage(b, runtime).cpu
+	settled, goroutines, asked := usage(b, pid), a.metric("go_goroutines"), usage(b, runtime).CPU
 	began := time.Now()
 	var resident []int64
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for b.Loop() {
 		<-tick.C
-		resident = append(resident, usage(b, pid).resident)
+		resident = append(resident, usage(b, pid).Resident)
 	}
 	took, now := time.Since(began), usage(b, pid)
-	b.ReportMetric(share(now.cpu-settled.cpu, took), "all-%core")
-	b.ReportMetric(share(usage(b, runtime).cpu-asked, took), "containerd-%core")
+	b.ReportMetric(share(now.CPU-settled.CPU, took), "all-%core")
+	b.ReportMetric(share(usage(b, runtime).CPU-asked, took), "containerd-%core")
 	slices.Sort(resident)
 	b.ReportMetric(float64(resident[len(resident)/2])/(1<<20), "rss-median-MiB")
 	b.ReportMetric(float64(resident[len(resident)-1])/(1<<20), "rss-most-MiB")
-	b.ReportMetric(float64(now.descriptors-settled.descriptors), "fds-grown")
-	b.ReportMetric(float64(now.threads-settled.threads), "threads-grown")
+	b.ReportMetric(float64(now.Descriptors-settled.Descriptors), "fds-grown")
+	b.ReportMetric(float64(now.Threads-settled.Threads), "threads-grown")
 	b.ReportMetric(a.metric("go_goroutines")-goroutines, "goroutines-grown")
 	b.ReportMetric(0, "ns/op")
 	a.end(syscall.SIGTERM)
@@ -92,14 +90,14 @@ func cost(b *testing.B, steps ...string) {
 	before := make([]time.Duration, len(rows))
 	for i, row := range rows {
 		agents[i] = startAgent(b, "cadence: "+row.cadence)
-		before[i] = usage(b, agents[i].cmd.Process.Pid).cpu
+		before[i] = usage(b, agents[i].cmd.Process.Pid).CPU
 	}
 	began = time.Now()
 	for range min(len(resident), 120) {
 		<-tick.C
 	}
 	for i, a := range agents {
-		b.ReportMetric(share(usage(b, a.cmd.Process.Pid).cpu-before[i], time.Since(began)), rows[i].name+"-%core")
+		b.ReportMetric(share(usage(b, a.cmd.Process.Pid).CPU-before[i], time.Since(began)), rows[i].name+"-%core")
 	}
 
 	round, err := byHand(b.Context(), containers)
@@ -161,38 +159,14 @@ func (a *anAgent) processes() int {
 	return answer.Coverage.Processes.Observed
 }
 
-// used is what a process has used, and holds.
-type used struct {
-	cpu                  time.Duration
-	resident             int64
-	descriptors, threads int
-}
-
-// usage reads it from /proc; proc_pid_stat(5).
-func usage(t testing.TB, pid int) used {
+// usage is what a process has used, and holds.
+func usage(t testing.TB, pid int) agentpod.Usage {
 	t.Helper()
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	u, err := agentpod.UsageOf(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	number := func(field int) int64 { // as the man page counts them
-		n, err := strconv.ParseInt(fields[field-3], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	open, err := os.ReadDir(filepath.Join(dir, "fd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	const ticks = 100 // a second: USER_HZ
-	return used{
-		cpu:      time.Duration(number(14)+number(15)) * time.Second / ticks,
-		resident: number(24) * int64(os.Getpagesize()), descriptors: len(open), threads: int(number(20)),
-	}
+	return u
 }
 
 // byHand is one round of the loop that a user would write: inspect each container, grep

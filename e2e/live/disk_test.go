@@ -158,44 +158,61 @@ func (d *aDisk) mustRecover() {
 	}
 }
 
-// intrude starts a process above the container's ceiling and waits until it is told.
-func (a *anAgent) intrude(c *node.Container) (pid int) {
+// An intruder is a process above its container's ceiling. What it shows is a finding about
+// the container, whichever process shows it. So a container has one intruder at a time, and
+// one that comes within a minute after another opens a finding that ends a minute late.
+type intruder struct {
+	c   *node.Container
+	pid int
+}
+
+// intrude starts one and waits until it is told.
+func (a *anAgent) intrude(c *node.Container) intruder {
 	a.t.Helper()
 	pid, err := theNode.RuncExec(a.t.Context(), c, []string{"CAP_SYS_ADMIN"}, "name=debug", "ready", "sleep")
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.await("the intruder is told of", func() bool { return a.tells(c, pid) })
-	return pid
+	i := intruder{c, pid}
+	a.await("the intruder is told of", func() bool { return a.tells(i) })
+	return i
 }
 
-// tells tells whether findings about the process are open.
-func (a *anAgent) tells(c *node.Container, pid int) bool {
+// intrudeAnew is intrude into a new container.
+func (a *anAgent) intrudeAnew() intruder {
 	a.t.Helper()
-	open := a.findings(c.ID)
-	return slices.Contains(open, fmt.Sprintf("critical bounding_excess %d", pid)) && slices.Contains(open, fmt.Sprintf("critical permitted_excess %d", pid))
+	return a.intrude(run(a.t, node.Pod{Security: dropAll()})[0])
+}
+
+// tells tells whether the findings about an intruder are what is open about its container.
+func (a *anAgent) tells(i intruder) bool {
+	a.t.Helper()
+	return slices.Equal(a.findings(i.c.ID), []string{fmt.Sprintf("critical bounding_excess %d", i.pid), fmt.Sprintf("critical permitted_excess %d", i.pid)})
 }
 
 // expel ends an intruder and waits until that is told.
-func (a *anAgent) expel(c *node.Container, pid int) {
+func (a *anAgent) expel(i intruder) {
 	a.t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		a.t.Fatal(err)
-	}
-	a.await("the intruder is gone", func() bool {
-		return !strings.Contains(strings.Join(a.findings(c.ID), "\n"), fmt.Sprintf("_excess %d", pid))
-	})
+	i.kill(a.t)
+	a.await("the intruder is gone", func() bool { return a.findings(i.c.ID) == nil })
 }
 
-// busy waits for a condition while intruders come and go: an agent writes only when
-// something happens.
+func (i intruder) kill(t testing.TB) {
+	t.Helper()
+	if err := syscall.Kill(i.pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// busy waits for a condition while intruders come and go, each in a container of its own:
+// an agent writes only when something happens.
 func (d *aDisk) busy(what string, holds func() bool) {
 	d.t.Helper()
 	d.await(what, func() bool {
 		if holds() {
 			return true
 		}
-		d.expel(d.c, d.intrude(d.c))
+		d.expel(d.intrudeAnew())
 		return holds()
 	})
 }
@@ -251,16 +268,13 @@ func (a *anAgent) watch() (printed func() string) {
 
 // mustRemember kills the agent and looks at what its journal kept: first without a
 // runtime, so that nothing is seen but that, then as before.
-func (d *aDisk) mustRemember(pids ...int) {
+func (d *aDisk) mustRemember(intruders ...intruder) {
 	d.t.Helper()
 	open := d.ids()
-	for _, pid := range pids {
-		if !d.tells(d.c, pid) {
-			d.t.Errorf("nothing is open about %d: %q", pid, d.findings(d.c.ID))
+	for _, i := range intruders {
+		if !d.tells(i) {
+			d.t.Errorf("open are %q, want those of %d", d.findings(i.c.ID), i.pid)
 		}
-	}
-	if told := d.findings(d.c.ID); len(told) != 2*len(pids) {
-		d.t.Errorf("open are %q, want those of %d", told, pids)
 	}
 	d.end(syscall.SIGKILL)
 	d.configure("unix://" + filepath.Join(d.dir, "no.sock"))
@@ -281,14 +295,14 @@ func (d *aDisk) mustRemember(pids ...int) {
 func TestDiskWhileRunning(t *testing.T) {
 	d := onDisk(t)
 	d.start()
-	early, steady := d.intrude(d.c), d.intrude(d.c)
+	early, steady := d.intrude(d.c), d.intrudeAnew()
 	empty := d.fill()
 	d.mustFail("no space left on device")
 
 	watched := d.watch()
-	late := d.intrude(d.c)
-	d.await("a watcher is told", func() bool { return strings.Contains(watched(), fmt.Sprintf(`"pid":%d,`, late)) })
-	d.expel(d.c, early)
+	late := d.intrudeAnew()
+	d.await("a watcher is told", func() bool { return strings.Contains(watched(), fmt.Sprintf(`"pid":%d,`, late.pid)) })
+	d.expel(early)
 
 	// Nobody holds the disk's files, so that it can be mounted anew.
 	d.remount(unix.MS_RDONLY)
@@ -326,18 +340,18 @@ func TestDiskAtStart(t *testing.T) {
 			d := onDisk(t)
 			mend := row.spoil(d)
 			d.start()
-			pid := d.intrude(d.c)
+			steady := d.intrude(d.c)
 			d.mustFail(row.reason)
 			mend()
 			d.mustRecover()
-			d.mustRemember(pid)
+			d.mustRemember(steady)
 		})
 	}
 
 	t.Run("read-only with a journal", func(t *testing.T) {
 		d := onDisk(t)
 		d.start()
-		early, steady := d.intrude(d.c), d.intrude(d.c)
+		early, steady := d.intrude(d.c), d.intrudeAnew()
 		open := d.ids()
 		d.end(syscall.SIGKILL)
 		d.remount(unix.MS_RDONLY)
@@ -349,7 +363,7 @@ func TestDiskAtStart(t *testing.T) {
 		d.end(syscall.SIGTERM)
 		d.configure(theNode.Endpoint())
 		d.start()
-		d.expel(d.c, early)
+		d.expel(early)
 		d.mustFail("read-only file system")
 		d.remount(0)
 		d.mustRecover()

@@ -223,7 +223,7 @@ var scenes = []scene{
 	},
 	{
 		name:  "disguised_as_runc_init",
-		about: "an injected process takes the name of runc's own stage, which is believed only for a while",
+		about: "an injected process takes the name of runc's own stage, which proves nothing",
 		set: func(ctx context.Context, n *node.Node) (*node.Container, []finding, error) {
 			c, err := n.Run(ctx, pod(dropAll()))
 			if err != nil {

@@ -87,7 +87,7 @@ func TestHops(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	if got, want := r.about(""), []string{"high oci_mismatch base_runtime_spec cri→oci " + node.BaseCapability}; !slices.Equal(got, want) {
+	if got, want := r.about(""), []string{"medium oci_mismatch base_runtime_spec cri→oci " + node.BaseCapability}; !slices.Equal(got, want) {
 		t.Errorf("about handlers: %q, want %q", got, want)
 	}
 	for name, paste := range map[string]string{

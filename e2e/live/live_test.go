@@ -88,7 +88,7 @@ func runTests(m *testing.M) (status int, err error) {
 	}
 }
 
-func onNode(t *testing.T) *node.Node {
+func onNode(t testing.TB) *node.Node {
 	t.Helper()
 	if theNode == nil {
 		t.Skip("needs root, for a container runtime of its own; run: sudo make test")
@@ -110,7 +110,7 @@ func mustHave(t *testing.T, have bool, what string) {
 }
 
 // inParallel does what is slow because it waits for containerd, a few at a time.
-func inParallel[T any](t *testing.T, items []T, do func(i int, item T) error) {
+func inParallel[T any](t testing.TB, items []T, do func(i int, item T) error) {
 	t.Helper()
 	var g errgroup.Group
 	g.SetLimit(4)
@@ -123,7 +123,7 @@ func inParallel[T any](t *testing.T, items []T, do func(i int, item T) error) {
 }
 
 // run starts pods that last as long as the test.
-func run(t *testing.T, pods ...node.Pod) []*node.Container {
+func run(t testing.TB, pods ...node.Pod) []*node.Container {
 	t.Helper()
 	n := onNode(t)
 	started := make([]*node.Container, len(pods))
@@ -136,7 +136,7 @@ func run(t *testing.T, pods ...node.Pod) []*node.Container {
 }
 
 // removeAfter removes what the slice holds at the end of the test.
-func removeAfter(t *testing.T, containers []*node.Container) {
+func removeAfter(t testing.TB, containers []*node.Container) {
 	t.Cleanup(func() {
 		inParallel(t, containers, func(_ int, c *node.Container) error {
 			if c == nil {
