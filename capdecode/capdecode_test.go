@@ -130,24 +130,125 @@ func TestUnknownNamesAreKept(t *testing.T) {
 	}
 }
 
+// TestParseText holds the table against what cap_from_text(3) of libcap 2.66 returned
+// for the same texts.
 func TestParseText(t *testing.T) {
 	full := capdecode.Full(40)
 	for text, want := range map[string]capdecode.Sets{
+		"":                            {},
 		"=":                           {},
 		"=ep":                         {Effective: full, Permitted: full},
 		"=ep cap_sys_resource-ep":     {Effective: full.Minus(1 << 24), Permitted: full.Minus(1 << 24)},
+		"=ep 38,39,40-ep":             {Effective: capdecode.Full(37), Permitted: capdecode.Full(37)},
+		"= cap_chown,cap_kill,37+eip": {Effective: 0x2000000021, Permitted: 0x2000000021, Inheritable: 0x2000000021},
 		"cap_net_raw=ep":              {Effective: 1 << 13, Permitted: 1 << 13},
+		"CAP_CHOWN=ep":                {Effective: 1, Permitted: 1},
 		"cap_chown,cap_kill+eip":      {Effective: 0x21, Permitted: 0x21, Inheritable: 0x21},
 		"cap_chown=p cap_chown+e-p":   {Effective: 1},
+		"cap_chown=e+p":               {Effective: 1, Permitted: 1},
+		"cap_chown=+p":                {Permitted: 1},
+		"cap_chown+e-p+i":             {Effective: 1, Inheritable: 1},
+		"cap_chown=":                  {},
+		"cap_chown=ee":                {Effective: 1},
+		"cap_chown=p\tcap_kill=e":     {Effective: 1 << 5, Permitted: 1},
 		"all=i cap_net_admin-i 41+p ": {Inheritable: full.Minus(1 << 12), Permitted: 1 << 41},
+		"cap_chown,ALL+ep":            {Effective: full, Permitted: full},
+		"=p =e":                       {Effective: full},
+		"0x10=ep":                     {Effective: 1 << 16, Permitted: 1 << 16},
+		"0x1b=e":                      {Effective: 1 << 27},
+		"010=ep":                      {Effective: 1 << 8, Permitted: 1 << 8},
+		"16=ep":                       {Effective: 1 << 16, Permitted: 1 << 16},
+		"63=p":                        {Permitted: 1 << 63},
 	} {
 		if got, err := capdecode.ParseText(text, 40); err != nil || got != want {
 			t.Errorf("ParseText(%q) = %+v, %v; want %+v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"cap_chown", "cap_bogus=ep", "=x", "cap_chown=e q"} {
+	for _, text := range []string{
+		"cap_chown", "cap_bogus=ep", "=x", "cap_chown=e q", "CAP_CHOWN=EP", "chown=ep", "net_admin+p", "64=ep", "cap_chown=e=p", "cap_chown+e=p",
+		"cap_chown+", "cap_chown-", "cap_chown+e-", "+ep", "-ep", "=e=p", "=ep-i", "=+p", "cap_chown,=ep", ",cap_chown=ep", "cap_chown, cap_kill=ep",
+		"cap_chown=e,cap_kill=p", "a80425fb=ep", "0xa80425fb=ep", "cap_41=ep", "cap_all=ep", "08=ep", "0b1=ep", "0o10=ep", "1_0=ep", "0x=ep", "63,64=e", "+1=ep", "==", "=ep=", "=ep!",
+	} {
 		if got, err := capdecode.ParseText(text, 40); err == nil {
 			t.Errorf("ParseText(%q) = %+v, want an error", text, got)
+		}
+	}
+}
+
+// pastedOf is what was read of a text, a line for each set.
+func pastedOf(list []capdecode.Pasted) (lines []string) {
+	for _, one := range list {
+		if one.Set != nil {
+			lines = append(lines, one.Set.Hex())
+		}
+		for _, named := range one.Named {
+			if !named.Set.Empty() || len(one.Named) == 1 {
+				lines = append(lines, named.Name+" "+named.Set.Hex())
+			}
+		}
+	}
+	return lines
+}
+
+func TestParsePasted(t *testing.T) {
+	const status = "Name:\tx\nUmask:\t0022\nSigCgt:\t0000000000000000\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000400\r\nCapEff:\t0000000000000400\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0\n"
+	const capsh = "Current: cap_kill=ep\nBounding set =cap_chown,cap_kill,41\nAmbient set =\nCurrent IAB: !cap_sys_resource\nSecurebits: 00/0x0/1'b0 (no-new-privs=0)\n" +
+		" secure-noroot: no (unlocked)\nuid=0(root) euid=0(root)\ngid=0(root)\ngroups=\nGuessed mode: HYBRID (4)\n"
+	for _, test := range []struct {
+		what, text string
+		want       []string
+	}{
+		{"a bitmap", "00000000a80425fb", []string{"00000000a80425fb"}},
+		{"names", " NET_ADMIN, 41 ", []string{"0000020000001000"}},
+		{"a list of an OCI spec", "[\"CAP_CHOWN\",\n \"CAP_KILL\"]", []string{"0000000000000021"}},
+		{"a line of a status", "CapEff:\t0000000000000400", []string{"effective 0000000000000400"}},
+		{"one with spaces for the tab", "CapBnd: 0000000000000400 ", []string{"bounding 0000000000000400"}},
+		{"a whole status", status, []string{"inheritable 0000000000000000", "permitted 0000000000000400", "effective 0000000000000400", "bounding 00000000a80425fb", "ambient 0000000000000000"}},
+		{"capsh's state", "Current: = cap_chown,37+eip", []string{"effective 0000002000000001", "permitted 0000002000000001", "inheritable 0000002000000001"}},
+		{"capsh's bounding set", "Bounding set =cap_chown,cap_kill", []string{"bounding 0000000000000021"}},
+		{"an empty ambient set", "Ambient set =", []string{"ambient 0000000000000000"}},
+		{"capsh's whole output", capsh, []string{"effective 0000000000000020", "permitted 0000000000000020", "bounding 0000020000000021", "ambient 0000000000000000"}},
+		{"capsh --decode", "0x0000020000000021=cap_chown,cap_kill,41", []string{"0000020000000021"}},
+		{"an empty set of it", "0x0000000000000000=", []string{"0000000000000000"}},
+		{"getpcaps", "1: cap_chown=ep", []string{"effective 0000000000000001", "permitted 0000000000000001"}},
+		{"getpcaps of several processes", "1: cap_chown=p\n22: cap_kill=p\n", []string{"permitted 0000000000000001", "permitted 0000000000000020"}},
+		{"getpcaps of old", "Capabilities for `1': = cap_chown+e", []string{"effective 0000000000000001"}},
+		{"getcap", "/usr/bin/ping cap_net_raw=ep", []string{"effective 0000000000002000", "permitted 0000000000002000"}},
+		{"getcap of old", "/usr/bin/ping = cap_net_raw+p", []string{"permitted 0000000000002000"}},
+		{"getcap of a path with spaces", "./my app/x y cap_net_raw=p cap_chown+p", []string{"permitted 0000000000002001"}},
+		{"getcap -n", "/bin/x cap_net_raw=p [rootid=1000]", []string{"permitted 0000000000002000"}},
+		{"a field of an audit record", "cap_pp=0000003fffffffff", []string{"permitted 0000003fffffffff"}},
+		{"an audit record", "type=BPRM_FCAPS msg=audit(1.2:3): fver=2 fp=0000000000002000 fi=0000000000000000 fe=1 old_pp=0000000000000000 pe=0000000000002000",
+			[]string{"file's permitted 0000000000002000", "effective 0000000000002000"}},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			list, err := capdecode.ParsePasted(test.text, 40)
+			if got := pastedOf(list); err != nil || !slices.Equal(got, test.want) {
+				t.Errorf("got %q, %v, want %q", got, err, test.want)
+			}
+		})
+	}
+	for what, text := range map[string]string{
+		"names that are not the bitmap's":       "0x0000000000000001=cap_kill",
+		"a bitmap that is too short":            "CapEff:\t400",
+		"a label that is none":                  "CapXxx:\t0000000000000400",
+		"names and bitmaps":                     "cap_chown 0x10 0x11",
+		"a word":                                "none",
+		"a file without a path":                 "ping cap_net_raw=ep",
+		"a file with names that are none":       "/bin/ping cap_nett_raw=ep",
+		"a file without a set":                  "/bin/ping",
+		"a list of something else":              "[1]",
+		"a list of names that are none":         "[\"CAP_X\"]",
+		"a bounding set of names that are none": "Bounding set =chown",
+		"other lines alone":                     "uid=0(root)\ngid=0(root)",
+		"a line that nobody prints":             "CapEff:\t0000000000000400\nhello world",
+		"more than is read":                     strings.Repeat("x", 2<<20),
+		"more lines than are read":              strings.Repeat("1: =\n", 20_000),
+	} {
+		if list, err := capdecode.ParsePasted(text, 40); err == nil {
+			t.Errorf("%s: %q", what, pastedOf(list))
+		} else if len(err.Error()) > 400 {
+			t.Errorf("%s: the error repeats its input: %v", what, err)
 		}
 	}
 }
@@ -258,9 +359,34 @@ func FuzzParseText(f *testing.F) {
 		if err != nil {
 			return
 		}
-		form := fmt.Sprintf("0x%s+e 0x%s+i 0x%s+p", sets.Effective.Hex(), sets.Inheritable.Hex(), sets.Permitted.Hex())
+		form := ""
+		for _, part := range []struct {
+			flag string
+			set  capdecode.Set
+		}{{"e", sets.Effective}, {"i", sets.Inheritable}, {"p", sets.Permitted}} {
+			if !part.set.Empty() {
+				form += part.set.String() + "+" + part.flag + " "
+			}
+		}
 		if back, err := capdecode.ParseText(form, 40); err != nil || back != sets {
 			t.Fatalf("%q is %+v, but %q is %+v, %v", text, sets, form, back, err)
+		}
+	})
+}
+
+func FuzzParsePasted(f *testing.F) {
+	for _, seed := range []string{"CapEff:\t00000000a80425fb", "Current: =ep\nuid=0(root)", "/a b cap_chown=ep [rootid=1]", "cap_pp=0000003fffffffff", `["ALL"]`, "0x0000000000000001=cap_chown", "1: ="} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := capdecode.ParsePasted(text, 40)
+		if (err == nil) != (len(list) > 0) && err == nil {
+			t.Fatalf("%q is nothing, and no error", text)
+		}
+		for _, one := range list {
+			if err == nil && (one.Set == nil) == (one.Named == nil) {
+				t.Fatalf("%q has %+v", text, one)
+			}
 		}
 	})
 }

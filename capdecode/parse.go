@@ -2,6 +2,7 @@ package capdecode
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -64,7 +65,7 @@ func ParseSet(text string, last Cap) (Set, error) {
 	}
 	var s Set
 	for _, name := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' }) {
-		if strings.EqualFold(name, "all") || strings.EqualFold(name, "cap_all") {
+		if isAll(name) {
 			s |= Full(last)
 			continue
 		}
@@ -75,6 +76,10 @@ func ParseSet(text string, last Cap) (Set, error) {
 		s |= Of(c)
 	}
 	return s, nil
+}
+
+func isAll(name string) bool {
+	return strings.EqualFold(name, "all") || strings.EqualFold(name, "cap_all")
 }
 
 func looseHex(text string) (Set, bool) {
@@ -89,6 +94,10 @@ func looseHex(text string) (Set, bool) {
 // and the "Current:" line of `capsh --print` write it: clauses such as "=ep",
 // "cap_net_raw,cap_chown+eip" or "cap_sys_resource-ep", applied from left to right.
 // Only the inheritable, permitted and effective sets have such a form.
+//
+// It takes what libcap takes and nothing else: full names in any case, "all", and
+// numbers as in C (0x10, 010, 16), which are capabilities and no bitmaps.
+// Source: libcap/cap_text.c.
 func ParseText(text string, last Cap) (Sets, error) {
 	var sets Sets
 	for _, clause := range strings.Fields(text) {
@@ -96,32 +105,68 @@ func ParseText(text string, last Cap) (Sets, error) {
 		if at < 0 {
 			return Sets{}, fmt.Errorf("clause %q: want names followed by =, + or - and the letters e, i, p", clip(clause))
 		}
-		list, err := ParseSet(clause[:at], last)
-		if err != nil {
-			return Sets{}, fmt.Errorf("clause %q: %w", clip(clause), err)
-		}
+		var list Set
 		if at == 0 {
+			if clause[0] != '=' {
+				return Sets{}, fmt.Errorf("clause %q: only = stands without names", clip(clause))
+			}
 			list = Full(last)
+		} else {
+			for name := range strings.SplitSeq(clause[:at], ",") {
+				if strings.EqualFold(name, "all") {
+					list |= Full(last)
+					continue
+				}
+				c, ok := textCap(name)
+				if !ok {
+					return Sets{}, fmt.Errorf("clause %q: %q is no capability to libcap: want a full name such as cap_net_admin, all, or a number 0-63", clip(clause), clip(name))
+				}
+				list |= Of(c)
+			}
 		}
-		if err := sets.apply(list, clause[at:]); err != nil {
+		if err := sets.apply(list, clause[at:], at == 0); err != nil {
 			return Sets{}, fmt.Errorf("clause %q: %w", clip(clause), err)
 		}
 	}
 	return sets, nil
 }
 
+// textCap is one capability as libcap's text form names it.
+func textCap(name string) (Cap, bool) {
+	if c, ok := numbers[asciiLower(name)]; ok {
+		return c, true
+	}
+	if name == "" || name[0] < '0' || name[0] > '9' || len(name) > 1 && strings.ContainsRune("bBoO", rune(name[1])) || strings.Contains(name, "_") {
+		return 0, false // Go's own forms of numbers, 0b1 and 1_0
+	}
+	n, err := strconv.ParseUint(name, 0, 8) // as strtoul(3) with base 0
+	if err != nil || n > uint64(MaxCap) {
+		return 0, false
+	}
+	return Cap(n), true
+}
+
 // apply carries out the actions of one clause, "=ep" or "+i-p", on the listed
-// capabilities.
-func (s *Sets) apply(list Set, actions string) error {
+// capabilities. An = comes first and alone needs no letters; all is a clause that
+// has no names, which takes = and nothing behind it.
+func (s *Sets) apply(list Set, actions string, all bool) error {
 	var action rune
-	for _, letter := range actions {
+	letters := 0 // of the action
+	for i, letter := range actions {
 		if strings.ContainsRune("=+-", letter) {
-			action = letter
+			switch {
+			case i > 0 && (letter == '=' || all):
+				return fmt.Errorf("%q may not stand there", letter)
+			case i > 0 && letters == 0 && action != '=':
+				return fmt.Errorf("%q without any of e, i, p", action)
+			}
+			action, letters = letter, 0
 			if action == '=' {
 				s.Effective, s.Inheritable, s.Permitted = s.Effective&^list, s.Inheritable&^list, s.Permitted&^list
 			}
 			continue
 		}
+		letters++
 		var set *Set
 		switch letter {
 		case 'e':
@@ -138,6 +183,9 @@ func (s *Sets) apply(list Set, actions string) error {
 		} else {
 			*set |= list
 		}
+	}
+	if letters == 0 && action != '=' {
+		return fmt.Errorf("%q without any of e, i, p", action)
 	}
 	return nil
 }

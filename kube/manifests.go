@@ -472,6 +472,14 @@ func (in *reader) tell(at path, meta metadata, spec *podSpec, m *Manifest) bool 
 		in.failAt(at, fmt.Errorf("%s is too large: %s", m.called(), lacks))
 		return false
 	}
+	for _, c := range m.Pod.Containers {
+		for _, name := range slices.Concat(c.Security.Add, c.Security.Drop) {
+			if hint := in.template.hint(name); hint != "" {
+				in.failAt(at, fmt.Errorf("%s: a capability is not stated%s", m.called(), hint))
+				return false
+			}
+		}
+	}
 	if m.Template {
 		m.Pod.Name, m.Pod.UID, m.Pod.CRIUID = "", "", ""
 	}

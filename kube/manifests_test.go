@@ -352,6 +352,8 @@ func FuzzReadManifests(f *testing.F) {
 	f.Add("apiVersion: batch/v1\nkind: CronJob\nspec: {jobTemplate: {spec: {template: {spec: {containers: [{name: a}]}}}}}\n")
 	f.Add("a: &a [*a]\n--- # x\n<<: {a: 1}\n...\nmetadata: {}\nimage: x\n")
 	f.Add(aPod("    securityContext: {runAsUser: x}"))
+	f.Add("\ufeffapiVersion: argoproj.io/v1\nkind: Workflow\nspec: {podSpecPatch: x, templates: [{container: {image: i}}, {sidecars: [{env: []}]}]}\n\ufeff---\nresources: []\n")
+	f.Add(`{"apiVersion":"template.openshift.io/v1","kind":"Template","parameters":[{"name":"A","value":"1"}],"objects":[{"apiVersion":"a.b/v1","kind":"C","spec":{"model":{"securityContext":{"privileged":"${{A}}"}}}}]}`)
 	f.Fuzz(func(t *testing.T, stream string) {
 		all, err := ReadManifests(strings.NewReader(stream), "fuzz")
 		for _, err := range each(err) {
@@ -366,6 +368,9 @@ func FuzzReadManifests(f *testing.F) {
 		for _, m := range all.Objects {
 			if m.Document < 1 || m.Line < 1 || (m.Kind == "") != (m.Raw != nil) {
 				t.Errorf("an object nowhere, or of no kind: %+v", m)
+			}
+			if last := strings.Count(stream, "\n") + 1; len(m.Lines) != len(m.Pod.Containers) || slices.ContainsFunc(m.Lines, func(line int) bool { return line < 1 || line > last }) {
+				t.Errorf("a container nowhere: %v of %+v", m.Lines, m)
 			}
 			if m.Raw == nil && len(m.Pod.Containers) == 0 || m.Raw != nil && !json.Valid(m.Raw) {
 				t.Errorf("an object of nothing: %+v", m)

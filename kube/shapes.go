@@ -170,6 +170,10 @@ type shaped struct {
 
 // containers are those that stand in an object as in a pod spec.
 func (f *finder) containers(at path, o members, taken map[string]bool) (found []shaped) {
+	holds := isContainer
+	if n := len(at); n > 0 && (at[n-1] == "spec" || at[n-1] == "podSpec" || at[n-1] == "template") {
+		holds = hasName // a container may say nothing else in a pod's own spec
+	}
 	for _, shape := range shapes {
 		raw := o[shape.field]
 		if len(raw) == 0 {
@@ -188,7 +192,11 @@ func (f *finder) containers(at path, o members, taken map[string]bool) (found []
 			continue
 		}
 		var list []json.RawMessage
-		if json.Unmarshal(raw, &list) != nil || !slices.ContainsFunc(list, isContainer) {
+		if json.Unmarshal(raw, &list) != nil {
+			continue
+		}
+		podField := shape.field == shape.of
+		if !slices.ContainsFunc(list, isContainer) && !(podField && slices.ContainsFunc(list, holds)) {
 			continue
 		}
 		for i, item := range list {
@@ -203,6 +211,11 @@ func (f *finder) containers(at path, o members, taken map[string]bool) (found []
 func isContainer(raw json.RawMessage) bool {
 	var o members
 	return json.Unmarshal(raw, &o) == nil && slices.ContainsFunc(ofContainer, func(field string) bool { return o[field] != nil })
+}
+
+func hasName(raw json.RawMessage) bool {
+	var o members
+	return json.Unmarshal(raw, &o) == nil && o["name"] != nil
 }
 
 // states returns what an object states for all pods below it, where its kind is
@@ -243,13 +256,13 @@ func (f *finder) pod(at path, o, inherited members, parts []shaped, taken map[st
 	}
 	f.found++
 	var spec podSpec
-	for _, field := range ofPod {
-		if o[field] == nil && inherited[field] != nil {
-			o[field] = inherited[field]
-		}
+	whole := maps.Clone(inherited)
+	if whole == nil {
+		whole = make(members)
 	}
-	for field, raw := range o {
-		if taken[field] {
+	maps.Copy(whole, o)
+	for field, raw := range whole {
+		if taken[field] || strings.HasSuffix(field, "ontainers") {
 			continue
 		}
 		one, err := json.Marshal(members{field: raw})
@@ -291,11 +304,8 @@ func (f *finder) pod(at path, o, inherited members, parts []shaped, taken map[st
 			if !f.in.decode(one.at, merged(base, one.raw), &c) {
 				return
 			}
-			if c.Name == "" {
+			if c.Name == "" || !nameable(c.Name) { // such as a parameter, {{inputs.parameters.name}}
 				c.Name = one.name
-			}
-			if !nameable(c.Name) && f.in.template == nil {
-				c.Name = one.name // of a parameter, which kinds have signs of their own for
 			}
 			for n, name := 2, c.Name; seen[c.Name]; n++ {
 				c.Name = name + "-" + strconv.Itoa(n)

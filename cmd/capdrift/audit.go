@@ -138,6 +138,7 @@ type audit struct {
 	// where a node was looked at.
 	places map[string]manifestPlace
 	unread error // manifests, beside which the others were judged
+	left   leftOut
 	// nodes are the reports of a fleet, of which report has all containers; nil
 	// where one node was looked at, or none.
 	nodes []drift.Report
@@ -149,12 +150,13 @@ type manifestPlace struct {
 	Document int    `json:"document"`
 	Line     int    `json:"line"`
 	Kind     string `json:"kind"` // "" for a CRI ContainerConfig
+	Path     string `json:"path"` // of the pod spec in a custom resource that may have several; else ""
 }
 
 // unseen says what was not looked at, a line each: no format may pass for whole.
 func (a audit) unseen() (lines []string) {
-	if a.unread != nil {
-		lines = strings.Split(a.unread.Error(), "\n")
+	for _, u := range a.left.Unjudged {
+		lines = append(lines, u.String())
 	}
 	for _, limit := range a.report.Coverage.Limits {
 		if limit.Blind {
@@ -178,7 +180,7 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	}
 	a := audit{rules: rules}
 	if len(o.manifests) > 0 {
-		a.report, a.places, a.unread = o.declared(cmd)
+		o.declared(cmd, &a)
 	} else if a.report, err = o.report(cmd.Context()); err != nil {
 		return err
 	}
@@ -198,7 +200,7 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	case a.unread != nil:
 		return printableError(a.unread)
 	case a.onPaper() && len(a.places) == 0:
-		return fmt.Errorf("nothing to judge: there is no container in %s", printable(strings.Join(o.manifests, ", ")))
+		return a.left.nothing("judge", o.manifests)
 	case !a.onPaper() && a.report.Runtime == nil:
 		return errors.New("no container runtime answered, so nothing could be judged on paper (the coverage says why)")
 	}
@@ -290,6 +292,8 @@ func (o *auditOptions) gate(a audit, unjudged string) error {
 		return findingsError{fmt.Errorf("something fails of severity %s, at or above --fail-on=%s", worst, o.failOn)}
 	case unknown > 0:
 		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, many(unknown, "result"))
+	case a.left.unknown() != "":
+		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, a.left.unknown())
 	case blind:
 		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but not all of the node was seen (the coverage says what was not)", o.failOn)
 	case unjudged != "":
@@ -305,22 +309,26 @@ func (a audit) undecided(r policy.Result) bool {
 }
 
 // declared makes a report of manifests, in which no container has processes.
-func (o *auditOptions) declared(cmd *cobra.Command) (drift.Report, map[string]manifestPlace, error) {
+func (o *auditOptions) declared(cmd *cobra.Command, a *audit) {
 	manifests, unread := readManifests(cmd, o.manifests)
 	report := drift.Report{TakenAt: time.Now(), Node: drift.Node{CapLastCap: newestCap}, Containers: []drift.Container{}}
 	places := make(map[string]manifestPlace)
-	add := func(m kube.Manifest, name string, declared drift.Declared) {
+	add := func(m kube.Manifest, name string, line int, declared drift.Declared) {
 		c := drift.Container{Name: name, Declared: declared}
 		if m.Kind != "" {
 			c.Pod = &drift.Pod{Namespace: m.Namespace, Name: m.Name}
 		}
 		// The same wherever the file lies, so that results keep their ids.
-		id := strings.Join([]string{m.Kind, m.Namespace, m.Name, name}, "/")
+		words := []string{m.Kind, m.Namespace, m.Name}
+		if m.Path != "" {
+			words = append(words, m.Path)
+		}
+		id := strings.Join(append(words, name), "/")
 		c.ID = id
 		for n := 2; places[c.ID] != (manifestPlace{}); n++ {
 			c.ID = fmt.Sprintf("%s#%d", id, n)
 		}
-		places[c.ID] = manifestPlace{m.File, m.Document, m.Line, m.Kind}
+		places[c.ID] = manifestPlace{m.File, m.Document, line, m.Kind, m.Path}
 		report.Containers = append(report.Containers, c)
 	}
 	for _, m := range manifests.Objects {
@@ -330,14 +338,14 @@ func (o *auditOptions) declared(cmd *cobra.Command) (drift.Report, map[string]ma
 				unread = errors.Join(unread, err)
 				continue
 			}
-			add(m, name, drift.Declared{CRI: &layer})
+			add(m, name, m.Line, drift.Declared{CRI: &layer})
 			continue
 		}
-		for _, c := range m.Pod.Containers {
-			add(m, c.Name, drift.Declared{Pod: &c.Security})
+		for i, c := range m.Pod.Containers {
+			add(m, c.Name, m.Lines[i], drift.Declared{Pod: &c.Security})
 		}
 	}
-	return report, places, unread
+	a.report, a.places, a.unread, a.left = report, places, unread, leftOutOf(manifests, unread)
 }
 
 // write prints the audit in the format that was asked for.

@@ -23,6 +23,8 @@ type (
 		Runtime    *drift.Runtime  `json:"runtime"`
 		TakenAt    time.Time       `json:"takenAt"`
 		Coverage   *drift.Coverage `json:"coverage"` // nil where manifests were judged
+		Skipped    []skipped       `json:"skipped"`  // of manifests
+		Unjudged   []notJudged     `json:"unjudged"` // of manifests
 		Packs      []packForm      `json:"packs"`
 		Rules      []ruleForm      `json:"rules"`
 		Containers []judgedForm    `json:"containers"`
@@ -93,11 +95,13 @@ type (
 // head is the published form without what is many.
 func (a audit) head() auditForm {
 	form := auditForm{
-		Schema: auditSchema, TakenAt: a.report.TakenAt, Packs: []packForm{}, Rules: []ruleForm{}, Containers: []judgedForm{},
+		Schema: auditSchema, TakenAt: a.report.TakenAt, Skipped: []skipped{}, Unjudged: []notJudged{}, Packs: []packForm{}, Rules: []ruleForm{}, Containers: []judgedForm{},
 		Results: []resultForm{}, Findings: []exceptedForm{}, Controls: []controlForm{}, Exceptions: []exceptionForm{},
 	}
 	if !a.onPaper() {
 		form.Node, form.Runtime, form.Coverage = &a.report.Node, a.report.Runtime, &a.report.Coverage
+	} else {
+		form.Skipped, form.Unjudged = a.left.Skipped, a.left.Unjudged
 	}
 	for _, pack := range a.rules.Packs() {
 		form.Packs = append(form.Packs, formOfPack(pack))
@@ -177,10 +181,12 @@ func writeAuditLines(w io.Writer, a audit) error {
 		Runtime    *drift.Runtime  `json:"runtime"`
 		TakenAt    time.Time       `json:"takenAt"`
 		Coverage   *drift.Coverage `json:"coverage"`
+		Skipped    []skipped       `json:"skipped"`
+		Unjudged   []notJudged     `json:"unjudged"`
 		Packs      []packForm      `json:"packs"`
 		Controls   []controlForm   `json:"controls"`
 		Exceptions []exceptionForm `json:"exceptions"`
-	}{line{auditSchema, "audit"}, head.Node, head.Runtime, head.TakenAt, head.Coverage, head.Packs, head.Controls, head.Exceptions})
+	}{line{auditSchema, "audit"}, head.Node, head.Runtime, head.TakenAt, head.Coverage, head.Skipped, head.Unjudged, head.Packs, head.Controls, head.Exceptions})
 	for i := 0; err == nil && i < len(a.Results); i++ {
 		err = encoder.Encode(struct {
 			line
@@ -197,7 +203,8 @@ func writeAuditLines(w io.Writer, a audit) error {
 	return err
 }
 
-// auditColumns head the rows: one a result, then one a finding.
+// auditColumns head the rows: one a result, then one a finding, then one each for
+// what of manifests was not judged.
 var auditColumns = []string{
 	"node", "takenAt", "type", "id", "severity", "pack", "rule", "title", "namespace", "pod", "container", "containerId", "image", "source",
 	"declared", "actual", "disagrees", "exception", "capabilities", "pids", "declaredBecause", "actualBecause", "controls", "incident",
@@ -226,8 +233,29 @@ func writeAuditCSV(w io.Writer, a audit, headers bool) error {
 			return err
 		}
 	}
+	for _, row := range a.leftRows() {
+		if err := write(row); err != nil {
+			return err
+		}
+	}
 	writer.Flush()
 	return writer.Error()
+}
+
+// leftRows are those of what was not judged: the title says what and why.
+func (a audit) leftRows() (rows [][]string) {
+	row := func(what, title, namespace, name, source string) {
+		cells := make([]string, len(auditColumns))
+		cells[1], cells[2], cells[7], cells[8], cells[9], cells[13] = a.report.TakenAt.Format(time.RFC3339), what, title, namespace, name, source
+		rows = append(rows, cells)
+	}
+	for _, s := range a.left.Skipped {
+		row("skipped", fmt.Sprintf("%d %s", s.Count, s.Kind), "", "", "")
+	}
+	for _, u := range a.left.Unjudged {
+		row("unjudged", u.String(), u.Namespace, u.Name, placeText(u.File, u.Line))
+	}
+	return rows
 }
 
 func (a audit) resultRow(r policy.Result) []string {
@@ -274,7 +302,14 @@ func (a audit) source(id string) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("%s:%d", at.File, at.Line)
+	return placeText(at.File, at.Line)
+}
+
+func placeText(file string, line int) string {
+	if file == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", file, line)
 }
 
 // called is the container's name for people.
@@ -292,6 +327,9 @@ func (a audit) called(c *drift.Container) string {
 	}
 	if at, ok := a.places[c.ID]; ok && at.Kind != "" {
 		name = at.Kind + " " + name
+		if at.Path != "" {
+			name += " (" + at.Path + ")"
+		}
 	}
 	return printable(name)
 }

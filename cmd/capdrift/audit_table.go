@@ -67,6 +67,7 @@ func (t auditTable) write(w io.Writer, a audit) error {
 	exceptions(&out, a, len(accepted))
 	driftBeside(&out, a)
 	unknown(&out, a)
+	a.left.paragraphs(&out)
 	if a.onPaper() {
 		fmt.Fprintln(&out, "Judged on paper alone: no node was looked at, and what the kernel will hold is unknown.")
 	}

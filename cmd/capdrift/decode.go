@@ -16,19 +16,15 @@ import (
 )
 
 // decoded is one answer of `capdrift decode`: a single set, or the named ones of
-// a process or of libcap's text form, which has no bounding and no ambient set.
+// a process, of a line that names them, or of libcap's text form, which has no
+// bounding and no ambient set.
 type decoded struct {
-	Input      string         `json:"input"`
-	Set        *capdecode.Set `json:"set,omitempty"`
-	Sets       []namedSet     `json:"sets,omitempty"`
-	CapLastCap capdecode.Cap  `json:"capLastCap"`
+	Input      string               `json:"input"`
+	Set        *capdecode.Set       `json:"set,omitempty"`
+	Sets       []capdecode.NamedSet `json:"sets,omitempty"`
+	CapLastCap capdecode.Cap        `json:"capLastCap"`
 	// Unknown holds the bits of Set above the kernel's last capability.
 	Unknown *capdecode.Set `json:"unknownToKernel,omitempty"`
-}
-
-type namedSet struct {
-	Name string        `json:"name"`
-	Set  capdecode.Set `json:"set"`
 }
 
 func decodeCommand() *cobra.Command {
@@ -41,11 +37,15 @@ func decodeCommand() *cobra.Command {
 		Long: `Say what a capability bitmap means, or which bitmap a list of names is.
 
 SET is hexadecimal as in /proc/PID/status (00000000a80425fb, 0x400), a list of names in any
-spelling (NET_ADMIN,cap_net_raw, ALL), or libcap's text form as capsh, getpcaps and getcap
-print it (cap_net_raw=ep). With --pid it shows the five sets of a running process.`,
+spelling (NET_ADMIN,cap_net_raw, ALL), or libcap's text form (cap_net_raw=ep), which is read
+as libcap reads it. Lines are taken as they were copied: of /proc/PID/status, of capsh,
+getpcaps and getcap, of audit records, and lists in JSON; and - reads standard input.
+With --pid it shows the five sets of a running process.`,
 		Example: `  capdrift decode 00000000a80425fb
   capdrift decode NET_ADMIN,SYS_TIME
   capdrift decode '=ep cap_sys_resource-ep'
+  capdrift decode 'Current: = cap_chown,cap_kill,37+eip'
+  capsh --print | capdrift decode -
   capdrift decode --pid 1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -65,17 +65,24 @@ print it (cap_net_raw=ep). With --pid it shows the five sets of a running proces
 				if err != nil {
 					return begunError{fmt.Errorf("reading process %d: %w", pid, err)}
 				}
-				answers = []decoded{{Input: fmt.Sprintf("process %d %s", pid, process.Name), CapLastCap: lastCap, Sets: []namedSet{
-					{"effective", process.Caps.Effective}, {"permitted", process.Caps.Permitted}, {"inheritable", process.Caps.Inheritable},
-					{"bounding", process.Caps.Bounding}, {"ambient", process.Caps.Ambient},
+				answers = []decoded{{Input: fmt.Sprintf("process %d %s", pid, process.Name), CapLastCap: lastCap, Sets: []capdecode.NamedSet{
+					{Name: "effective", Set: process.Caps.Effective}, {Name: "permitted", Set: process.Caps.Permitted}, {Name: "inheritable", Set: process.Caps.Inheritable},
+					{Name: "bounding", Set: process.Caps.Bounding}, {Name: "ambient", Set: process.Caps.Ambient},
 				}}}
 			}
 			for _, arg := range args {
-				answer, err := decode(arg, lastCap)
-				if err != nil {
-					return usageError{err}
+				if arg == stdin {
+					text, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxDecoded+1))
+					if err != nil {
+						return begunError{fmt.Errorf("reading standard input: %w", err)}
+					}
+					arg = string(text)
 				}
-				answers = append(answers, answer)
+				some, err := decode(arg, lastCap)
+				if err != nil {
+					return usageError{printableError(err)}
+				}
+				answers = append(answers, some...)
 			}
 			return does(func(cmd *cobra.Command, _ []string) error { return writeDecoded(cmd.OutOrStdout(), answers, format) })(cmd, args)
 		},
@@ -100,25 +107,24 @@ func lastCapability(root string, asked int) capdecode.Cap {
 	return capdecode.Cap(len(capability.ListKnown()) - 1)
 }
 
-func decode(arg string, last capdecode.Cap) (decoded, error) {
-	answer := decoded{Input: arg, CapLastCap: last}
-	if strings.ContainsAny(arg, "=+-") {
-		sets, err := capdecode.ParseText(arg, last)
-		if err != nil {
-			return decoded{}, err
-		}
-		answer.Sets = []namedSet{{"effective", sets.Effective}, {"permitted", sets.Permitted}, {"inheritable", sets.Inheritable}}
-		return answer, nil
-	}
-	set, err := capdecode.ParseSet(arg, last)
+// maxDecoded bounds what is read from standard input; capdecode refuses more.
+const maxDecoded = 1 << 20
+
+func decode(text string, last capdecode.Cap) (answers []decoded, err error) {
+	list, err := capdecode.ParsePasted(text, last)
 	if err != nil {
-		return decoded{}, err
+		return nil, fmt.Errorf("%w; what can be pasted: hexadecimal, names, libcap's text, and lines of /proc/PID/status, capsh, getpcaps and getcap", err)
 	}
-	answer.Set = &set
-	if above := set.Minus(capdecode.Full(last)); !above.Empty() {
-		answer.Unknown = &above
+	for _, one := range list {
+		answer := decoded{Input: one.Line, Set: one.Set, Sets: one.Named, CapLastCap: last}
+		if one.Set != nil {
+			if above := one.Set.Minus(capdecode.Full(last)); !above.Empty() {
+				answer.Unknown = &above
+			}
+		}
+		answers = append(answers, answer)
 	}
-	return answer, nil
+	return answers, nil
 }
 
 func writeDecoded(w io.Writer, answers []decoded, format string) error {

@@ -76,6 +76,10 @@ func (a audit) junit() junitSuites {
 	for _, line := range a.unseen() {
 		unseen.add(junitCase{ClassName: "unseen", Name: printable(line), Error: &junitOutcome{"not looked at: " + printable(line), "unknown", ""}})
 	}
+	for _, s := range a.left.Skipped {
+		text := printable(fmt.Sprintf("%d %s", s.Count, s.Kind))
+		unseen.add(junitCase{ClassName: "skipped", Name: text, Skipped: &junitOutcome{Message: "not looked into: " + text}})
+	}
 	if unseen.Tests > 0 {
 		suites.add(unseen)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +36,7 @@ type forecast struct {
 	Schema      string       `json:"schema"`
 	Assumptions []assumption `json:"assumptions"`
 	Skipped     []skipped    `json:"skipped"`
+	Unjudged    []notJudged  `json:"unjudged"`
 	Containers  []foreseen   `json:"containers"`
 
 	settings map[string]drift.Settings // of each runtime
@@ -50,25 +50,21 @@ type assumption struct {
 	Source  string `json:"source"`
 }
 
-// skipped counts the objects of one kind that were not looked into.
-type skipped struct {
-	Kind   string `json:"kind"`
-	Custom bool   `json:"custom"` // a custom resource, which may run pods all the same
-	Count  int    `json:"count"`
-}
-
 // foreseen is one container of a manifest and what becomes of it.
 type foreseen struct {
 	Source      string             `json:"source"`
 	Document    int                `json:"document"`
-	Line        int                `json:"line"`
+	Line        int                `json:"line"` // of the container
 	Kind        string             `json:"kind"` // "" for a CRI ContainerConfig
+	Path        string             `json:"path"` // of the pod spec in a custom resource that may have several; else ""
 	Namespace   string             `json:"namespace"`
 	Name        string             `json:"name"`
 	Container   string             `json:"container"`
 	Role        drift.Role         `json:"role"` // "" for a CRI ContainerConfig
 	Declared    declaration        `json:"declared"`
 	Predictions []drift.Prediction `json:"predictions"`
+
+	objectLine int // of the object that the container is in
 }
 
 // declaration holds the layers that the manifest decides. The CRI layer of a pod
@@ -203,29 +199,29 @@ func (o *predictOptions) validate() error {
 
 func (o *predictOptions) run(cmd *cobra.Command) error {
 	manifests, err := readManifests(cmd, o.files)
-	f := o.forecast(manifests.Skipped)
+	f := o.forecast()
 	for _, m := range manifests.Objects {
 		containers, err2 := f.foresee(m, o.runtimes(), o.assumed.ImageUser)
 		f.Containers = append(f.Containers, containers...)
 		err = errors.Join(err, err2)
 	}
+	left := leftOutOf(manifests, err)
+	f.Skipped, f.Unjudged = left.Skipped, left.Unjudged
 	if len(f.Containers) > 0 || o.output.format != "table" {
 		if err := o.write(cmd.OutOrStdout(), f); err != nil {
 			return fmt.Errorf("writing the prediction: %w", err)
 		}
 	}
 	worst := f.worst()
-	skips := ""
-	if len(f.Skipped) > 0 {
-		skips = fmt.Sprintf(" (skipped: %s)", strings.Trim(f.skippedText(false)+", "+f.skippedText(true), ", "))
-	}
 	switch {
 	case err != nil:
 		return printableError(err)
 	case len(f.Containers) == 0:
-		return fmt.Errorf("nothing to predict: there is no container in %s%s", printable(strings.Join(o.files, ", ")), skips)
+		return left.nothing("predict", o.files)
 	case o.failOn != "" && worst >= severityOf(o.failOn):
 		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", worst, o.failOn)}
+	case o.failOn != "" && left.unknown() != "":
+		return fmt.Errorf("nothing is known to be at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, left.unknown())
 	}
 	return nil
 }
@@ -285,6 +281,8 @@ func readInto(all *kube.Manifests, from io.Reader, name string) error {
 	m, err := kube.ReadManifests(from, name)
 	all.Objects = append(all.Objects, m.Objects...)
 	all.Skipped = append(all.Skipped, m.Skipped...)
+	all.Unjudged = append(all.Unjudged, m.Unjudged...)
+	all.MoreUnjudged += m.MoreUnjudged
 	return err
 }
 
@@ -304,9 +302,9 @@ func manifestFiles(dir string) (files []string, below int, err error) {
 }
 
 // forecast starts one: the settings of the runtimes, and where they come from.
-func (o *predictOptions) forecast(without []kube.Skipped) forecast {
+func (o *predictOptions) forecast() forecast {
 	f := forecast{
-		Schema: predictSchema, Assumptions: []assumption{}, Skipped: []skipped{}, Containers: []foreseen{},
+		Schema: predictSchema, Assumptions: []assumption{}, Containers: []foreseen{},
 		settings: make(map[string]drift.Settings),
 	}
 	const stated = "--assume"
@@ -342,22 +340,12 @@ func (o *predictOptions) forecast(without []kube.Skipped) forecast {
 		last.Source = stated
 	}
 	f.Assumptions = append(f.Assumptions, image, last)
-
-	for _, s := range without {
-		at := slices.IndexFunc(f.Skipped, func(other skipped) bool { return other.Kind == s.Kind && other.Custom == s.Custom })
-		if at < 0 {
-			at = len(f.Skipped)
-			f.Skipped = append(f.Skipped, skipped{s.Kind, s.Custom, 0})
-		}
-		f.Skipped[at].Count += s.Count
-	}
-	slices.SortFunc(f.Skipped, func(a, b skipped) int { return cmp.Compare(a.Kind, b.Kind) })
 	return f
 }
 
 // foresee predicts the containers of one manifest.
 func (f forecast) foresee(m kube.Manifest, runtimes []string, imageUser *uint32) ([]foreseen, error) {
-	one := foreseen{Source: m.File, Document: m.Document, Line: m.Line, Kind: m.Kind, Namespace: m.Namespace, Name: m.Name}
+	one := foreseen{Source: m.File, Document: m.Document, Line: m.Line, Kind: m.Kind, Path: m.Path, Namespace: m.Namespace, Name: m.Name, objectLine: m.Line}
 	if m.Raw != nil {
 		name, layer, err := decodeContainerConfig(m)
 		if err != nil {
@@ -368,8 +356,9 @@ func (f forecast) foresee(m kube.Manifest, runtimes []string, imageUser *uint32)
 		return []foreseen{one}, nil
 	}
 	var containers []foreseen
-	for _, c := range m.Pod.Containers {
+	for i, c := range m.Pod.Containers {
 		one, security := one, c.Security
+		one.Line = m.Lines[i]
 		one.Container, one.Role = c.Name, security.Role
 		f.predict(&one, &security, drift.Kubelet(security), runtimes, imageUser)
 		containers = append(containers, one)
@@ -398,6 +387,9 @@ func decodeContainerConfig(m kube.Manifest) (name string, layer drift.CRI, err e
 func (f forecast) predict(one *foreseen, pod *drift.PodSecurity, layer drift.CRI, runtimes []string, imageUser *uint32) {
 	for _, runtime := range runtimes {
 		place := fmt.Sprintf("%s\x00%d\x00%s/%s/%s", one.Source, one.Document, one.Kind, one.Namespace, one.Name)
+		if one.Path != "" {
+			place += "\x00" + one.Path
+		}
 		one.Predictions = append(one.Predictions, drift.Predict(runtime, place+"\x00"+one.Container, one.Container, pod, layer, imageUser, f.settings[runtime]))
 	}
 	if pod != nil {
@@ -427,17 +419,6 @@ func (f forecast) worst() drift.Severity {
 		}
 	}
 	return worst
-}
-
-// skippedText counts what was skipped: of the custom resources, or of the others.
-func (f forecast) skippedText(custom bool) string {
-	var kinds []string
-	for _, s := range f.Skipped {
-		if s.Custom == custom {
-			kinds = append(kinds, fmt.Sprintf("%d %s", s.Count, printable(s.Kind)))
-		}
-	}
-	return strings.Join(kinds, ", ")
 }
 
 func (o *predictOptions) write(w io.Writer, f forecast) error {

@@ -33,12 +33,7 @@ func (t forecastTable) write(w io.Writer, f forecast) error {
 	if classes := f.runtimeClasses(); len(classes) > 0 {
 		paragraph(&out, "", fmt.Sprintf("Assumed too: that the handlers of these runtime classes are configured as the default one, and run containers on the node's own kernel: %s.", strings.Join(classes, ", ")))
 	}
-	if text := f.skippedText(false); text != "" {
-		paragraph(&out, "", "Skipped, since they run no container of Linux: "+text+".")
-	}
-	if text := f.skippedText(true); text != "" {
-		paragraph(&out, "", "Not looked into, though they may have pods made: "+text+".")
-	}
+	leftOut{f.Skipped, f.Unjudged}.paragraphs(&out)
 	_, err := io.WriteString(w, out.String())
 	return err
 }
@@ -64,7 +59,7 @@ func (t forecastTable) rows(out *strings.Builder, f forecast) {
 	for _, c := range f.Containers {
 		if where := c.object(); where != place {
 			place = where
-			headings[n] = fmt.Sprintf("%s  (%s)", printable(c.called()), printable(c.at()))
+			headings[n] = fmt.Sprintf("%s  (%s)", printable(c.called()), printable(fmt.Sprintf("%s:%d", c.Source, c.objectLine)))
 		}
 		label := "  " + printable(c.Container)
 		if c.Role != drift.RoleContainer && c.Role != "" {
@@ -102,21 +97,22 @@ func (t forecastTable) rows(out *strings.Builder, f forecast) {
 
 // object identifies the manifest of a container.
 func (c foreseen) object() string {
-	return fmt.Sprintf("%s\x00%d\x00%d\x00%s\x00%s\x00%s", c.Source, c.Document, c.Line, c.Kind, c.Namespace, c.Name)
+	return fmt.Sprintf("%s\x00%d\x00%d\x00%s\x00%s\x00%s\x00%s", c.Source, c.Document, c.objectLine, c.Kind, c.Namespace, c.Name, c.Path)
 }
 
 // called is the object's name for people.
 func (c foreseen) called() string {
-	switch {
-	case c.Kind == "":
+	if c.Kind == "" {
 		return "CRI container config"
-	case c.Namespace == "":
-		return c.Kind + " " + cmp.Or(c.Name, "(no name)")
 	}
-	return c.Kind + " " + c.Namespace + "/" + cmp.Or(c.Name, "(no name)")
+	name := c.Kind + " " + strings.TrimPrefix(c.Namespace+"/"+cmp.Or(c.Name, "(no name)"), "/")
+	if c.Path != "" {
+		name += " " + c.Path
+	}
+	return name
 }
 
-// at is where the object was read.
+// at is where the container was read.
 func (c foreseen) at() string { return fmt.Sprintf("%s:%d", c.Source, c.Line) }
 
 // rare tells whether any container starts with an inheritable or ambient set.

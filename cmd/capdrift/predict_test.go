@@ -392,7 +392,7 @@ func FuzzPredict(f *testing.F) {
 		if err := o.validate(); err != nil {
 			t.Fatal(err)
 		}
-		cast := o.forecast(read.Skipped)
+		cast := o.forecast()
 		for _, m := range read.Objects {
 			containers, err := cast.foresee(m, o.runtimes(), nil)
 			if err == nil && len(containers) == 0 {

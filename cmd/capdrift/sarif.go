@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -121,6 +122,10 @@ func (a audit) sarif() sarifLog {
 	}
 	for _, line := range a.unseen() {
 		run.Invocations[0].Notifications = append(run.Invocations[0].Notifications, sarifNotification{"error", sarifMessage(line)})
+	}
+	for _, s := range a.left.Skipped {
+		text := sarifMessage(fmt.Sprintf("not looked into: %d %s", s.Count, s.Kind))
+		run.Invocations[0].Notifications = append(run.Invocations[0].Notifications, sarifNotification{"note", text})
 	}
 	for _, r := range a.Results {
 		if r.Fails() || a.undecided(r) {
