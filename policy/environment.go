@@ -98,7 +98,7 @@ func newEnvironment() (*environment, error) {
 	}
 	options = append(options, capabilityFunctions()...)
 	options = append(options, severityFunctions()...)
-	options = append(options, meterFunction(), weighing())
+	options = append(options, meterFunction(), weighing(), noting())
 	options = append(options, cel.Function("known", cel.Overload("known_value", []*cel.Type{cel.TypeParamType("T")}, cel.BoolType,
 		cel.OverloadIsNonStrict(), cel.UnaryBinding(known))))
 	if e.cel, err = cel.NewCustomEnv(options...); err != nil {
@@ -202,6 +202,7 @@ type vars struct {
 	held      capdecode.Sets
 	caps      heldSets
 	meter     meter
+	noted     map[string]named // nil where nobody asks (note.go)
 }
 
 func newVars(s Subject) *vars {

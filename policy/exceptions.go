@@ -158,14 +158,14 @@ func (e *Exception) names(set capdecode.Set) bool {
 	return e.AllCapabilities || set.Within(e.Capabilities)
 }
 
-// acceptsResult tells whether everything that fails is named, for a container that
-// is meant.
-func (e *Exception) acceptsResult(r *Result) bool {
+// namesAll reports whether the exception names the rule, and all that is known to offend.
+// Whether it accepts the result a [trial] tells.
+func (e *Exception) namesAll(r *Result) bool {
 	if !slices.Contains(e.Rules, r.Rule.ID) {
 		return false
 	}
 	for _, o := range []*Outcome{&r.Declared, &r.Actual} {
-		if o.Verdict == Fail && (o.nameless && !e.AllCapabilities || !e.names(o.Capabilities)) {
+		if o.Verdict == Fail && (o.unnamed && !e.AllCapabilities || !e.names(o.Capabilities)) {
 			return false
 		}
 	}
@@ -191,6 +191,7 @@ func (p *Policy) except(j *Judgement, report *drift.Report, now time.Time, steps
 		use := &j.Exceptions[i]
 		use.Exception = e
 		expired := !now.Before(e.Expires)
+		trials := make(map[*drift.Container]*trial)
 		// Each container is asked about once, whatever is in it.
 		meant := make(map[*drift.Container]bool)
 		asked := func(c *drift.Container) bool {
@@ -207,12 +208,19 @@ func (p *Policy) except(j *Judgement, report *drift.Report, now time.Time, steps
 		}
 		for k := range j.Results {
 			r := &j.Results[k]
-			if !r.Fails() || !e.acceptsResult(r) || !asked(r.Container) {
+			if !r.Fails() || !e.namesAll(r) || !asked(r.Container) {
+				continue
+			}
+			if trials[r.Container] == nil {
+				trials[r.Container] = newTrial(e, Subject{Container: r.Container, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, steps)
+			}
+			declared, actual, accepts := trials[r.Container].accepts(r)
+			if !accepts {
 				continue
 			}
 			use.Results++
 			if !expired && r.Excepted == nil {
-				r.Excepted = e
+				r.Excepted, r.Declared.Unjudged, r.Actual.Unjudged = e, declared, actual
 			}
 		}
 		for k := range j.Findings {

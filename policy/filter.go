@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"cel.dev/cel-go/cel"
@@ -38,6 +39,9 @@ type Filter struct {
 	checked    *cel.Ast
 	reads      map[string]bool
 	facts      []fact // what it reads, for evidence
+	// exhaustive is the program that evaluates everything, for the loops that note what
+	// matters (note.go); nil where none does.
+	exhaustive func() (cel.Program, error)
 	language   *environment
 }
 
@@ -84,14 +88,19 @@ func CompileFilter(expression string) (*Filter, error) {
 	}
 	f := &Filter{
 		expression: expression, checked: checked, steps: nodes(checked.NativeRep().Expr()),
-		reads: make(map[string]bool), facts: factsOf(checked.NativeRep().Expr(), e.nouns), language: e,
+		reads: make(map[string]bool), facts: factsOf(checked.NativeRep(), e.nouns), language: e,
 	}
-	vet := vetting{ast: checked.NativeRep(), reads: f.reads, report: f.at}
+	vet := vetting{ast: checked.NativeRep(), nouns: e.nouns, reads: f.reads, report: f.at}
 	if vet.visit(checked.NativeRep().Expr()); vet.wrong != nil {
 		return nil, vet.wrong
 	}
 	if f.program, err = e.cel.Program(checked, cel.EvalOptions(cel.OptOptimize)); err != nil {
 		return nil, wrong(oneLine(err.Error()), "")
+	}
+	if vet.notes {
+		f.exhaustive = sync.OnceValues(func() (cel.Program, error) {
+			return e.cel.Program(checked, cel.EvalOptions(cel.OptOptimize, cel.OptExhaustiveEval))
+		})
 	}
 	return f, nil
 }
@@ -127,9 +136,13 @@ func (f *Filter) eval(v *vars, steps *int) (bool, error) {
 	if *steps -= f.steps; *steps < 0 {
 		return false, ErrCost
 	}
+	return f.run(f.program, v, steps)
+}
+
+func (f *Filter) run(program cel.Program, v *vars, steps *int) (bool, error) {
 	granted := min(*steps, maxSteps)
 	v.meter.left = granted
-	out, _, err := f.program.Eval(v)
+	out, _, err := program.Eval(v)
 	*steps -= granted - v.meter.left
 	if err == nil {
 		matches, ok := out.(types.Bool)

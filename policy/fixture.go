@@ -140,15 +140,13 @@ func keyNamed(n *yaml.Node, name string) *yaml.Node {
 	return nil
 }
 
-var setNames = map[string]bool{"inheritable": true, "permitted": true, "effective": true, "bounding": true, "ambient": true}
-
 // plain is a value as JSON has it; field is its name.
 func (r *reader) plain(n *yaml.Node, field string) any {
 	if r.err != nil {
 		return nil
 	}
 	switch {
-	case n.Kind == yaml.SequenceNode && setNames[field]:
+	case n.Kind == yaml.SequenceNode && setFields[field] != nil:
 		return hexOf(r.set(n))
 	case n.Kind == yaml.SequenceNode && field == "caps":
 		set := hexOf(r.set(n))
@@ -171,7 +169,7 @@ func (r *reader) plain(n *yaml.Node, field string) any {
 			fields[key.Value] = r.plain(n.Content[i+1], key.Value)
 		}
 		if field == "caps" {
-			for name := range setNames {
+			for name := range setFields {
 				ordinary(fields, name, hexOf(0))
 			}
 		}

@@ -47,13 +47,18 @@ type Outcome struct {
 	// Evidence is what the condition read, where it failed or could not be told: of
 	// processes that fail alike only one's, and of many that do not, the first few's.
 	Evidence []Evidence
-	// Capabilities are all that offend, in every process and thread that fails.
+	// Capabilities are all that offend, in every process and thread that fails: those on
+	// which it depends whether the condition holds.
 	Capabilities capdecode.Set
 	// Failing counts the processes and threads that fail; Tasks are the first of them.
 	Failing int
 	Tasks   []Task
+	// Unjudged is why more might fail than what does, where it fails; empty where all was
+	// judged, or nobody looked.
+	Unjudged string
 
-	nameless bool // it fails by a name that means no capability
+	unnamed bool // something offends that no list of capabilities names
+	wrong   bool // it is unknown because an evaluation went wrong
 }
 
 // why ends a sentence about an outcome.
@@ -73,7 +78,8 @@ type Result struct {
 	Container *drift.Container // one of the report's
 	Declared  Outcome          // on paper
 	Actual    Outcome          // in the kernel
-	// Excepted is the exception that accepts all that fails here, nil for none.
+	// Excepted is the exception that accepts all that fails here, nil for none. What could
+	// not be judged beside it is not accepted: see [Result.Unknown].
 	Excepted *Exception
 }
 
@@ -90,6 +96,12 @@ func (r Result) Disagrees() bool {
 
 // Fails tells whether either does.
 func (r Result) Fails() bool { return r.Declared.Verdict == Fail || r.Actual.Verdict == Fail }
+
+// Unknown reports whether something of either could not be judged, whatever fails beside
+// it.
+func (r Result) Unknown() bool { return r.Declared.unknown() || r.Actual.unknown() }
+
+func (o Outcome) unknown() bool { return o.Verdict == Unknown || o.Unjudged != "" }
 
 // Judgement is a report held against a policy.
 type Judgement struct {
@@ -262,16 +274,22 @@ func (b *bench) whole(f *Filter) Outcome {
 	holds, err := f.eval(b.vars, b.steps)
 	switch {
 	case err != nil:
-		o := Outcome{Verdict: Unknown, Reason: reason(err)}
-		o.witness(b.vars, f, nil, true)
+		o := Outcome{Verdict: Unknown, Reason: reason(err), wrong: isWrong(err)}
+		o.witness(b.vars, f, nil, true, b.steps)
 		o.Capabilities = 0 // what could not be judged offends nobody
 		return o
 	case holds:
 		return Outcome{Verdict: Pass}
 	}
 	o := Outcome{Verdict: Fail}
-	o.witness(b.vars, f, nil, true)
+	o.witness(b.vars, f, nil, true, b.steps)
 	return o
+}
+
+// isWrong reports whether an evaluation ended in something else than in what is unknown.
+func isWrong(err error) bool {
+	var unknown *UnknownError
+	return !errors.As(err, &unknown)
 }
 
 // actual judges what the kernel holds.
@@ -287,32 +305,44 @@ func (b *bench) actual(rule *Rule) Outcome {
 	}
 	if !rule.Actual.Reads("process") {
 		o := b.whole(rule.Actual)
-		if o.Verdict == Pass {
-			b.doubt(&o)
-		}
+		o.settle(b.doubt())
 		return o
 	}
-	o, witnesses := Outcome{Verdict: Pass}, 0
+	o, witnesses, unknown := Outcome{Verdict: Pass}, 0, ""
 	for _, alike := range b.alike(rule.tells) {
 		b.vars.setProcess(alike.first)
 		holds, err := rule.Actual.eval(b.vars, b.steps)
 		switch {
-		case err != nil && o.Verdict == Pass:
-			o.Verdict, o.Reason = Unknown, fmt.Sprintf("process %d: %s", alike.first.PID, reason(err))
-		case err != nil || holds:
-		default:
-			o.Verdict, o.Reason = Fail, ""
+		case err != nil:
+			if o.wrong = o.wrong || isWrong(err); unknown == "" {
+				unknown = fmt.Sprintf("process %d: %s", alike.first.PID, reason(err))
+			}
+		case !holds:
+			o.Verdict = Fail
 			o.Failing += alike.size
 			o.name(alike.named)
-			o.witness(b.vars, rule.Actual, &alike.named[0], witnesses < maxWitnesses)
+			o.witness(b.vars, rule.Actual, &alike.named[0], witnesses < maxWitnesses, b.steps)
 			witnesses++
 		}
 	}
 	b.vars.setProcess(nil)
-	if o.Verdict == Pass {
-		b.doubt(&o)
+	if unknown == "" {
+		unknown = b.doubt()
 	}
+	o.settle(unknown)
 	return o
+}
+
+// settle takes a pass back where something could not be judged, and notes it beside a
+// failure.
+func (o *Outcome) settle(unjudged string) {
+	switch {
+	case unjudged == "":
+	case o.Verdict == Pass:
+		o.Verdict, o.Reason = Unknown, unjudged
+	case o.Verdict == Fail:
+		o.Unjudged = unjudged
+	}
 }
 
 // name adds the first of those that fail.
@@ -324,21 +354,27 @@ func (o *Outcome) name(failing []Task) {
 	o.Tasks = append(o.Tasks, failing[:min(len(failing), maxTasks-len(o.Tasks))]...)
 }
 
-// doubt takes a pass back where not all was seen.
-func (b *bench) doubt(o *Outcome) {
+// doubt is why not all was seen, empty where it was.
+func (b *bench) doubt() string {
 	switch {
 	case b.container.Observation != drift.Observed:
-		*o = Outcome{Verdict: Unknown, Reason: b.vars.seen(b.container).Error()}
+		return b.vars.seen(b.container).Error()
 	case slices.ContainsFunc(b.container.Processes, func(p drift.Process) bool { return p.Observation == drift.Starting }):
-		*o = Outcome{Verdict: Unknown, Reason: "processes: not all seen: one is starting"}
+		return "processes: not all seen: one is starting"
 	case !b.threads && slices.ContainsFunc(b.container.Processes, func(p drift.Process) bool { return p.ThreadCount > 1 }):
-		*o = Outcome{Verdict: Unknown, Reason: "threads: not all were read"}
+		return "threads: not all were read"
 	}
+	return ""
 }
 
 // witness adds what a condition read, of a task where there is one. What offends
 // counts also where it is not shown any more.
-func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool) {
+func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool, steps *int) {
+	if !f.note(v, steps) {
+		o.unnamed = true
+	}
+	o.Capabilities |= v.noted[""].set
+	o.unnamed = o.unnamed || v.noted[""].unnamed
 	v.meter.left = maxSteps // the evaluation has ended, and nobody would hear that it is spent
 	first := len(o.Evidence)
 	if show {
@@ -346,12 +382,12 @@ func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool) {
 	}
 	for i := range f.facts {
 		fact := &f.facts[i]
-		value, offends, nameless, ok := v.see(fact, show)
+		value, offends, unnamed, ok := v.see(fact, show)
 		if !ok {
 			continue
 		}
 		o.Capabilities |= offends
-		o.nameless = o.nameless || nameless
+		o.unnamed = o.unnamed || unnamed
 		if !show {
 			continue
 		}

@@ -234,14 +234,17 @@ func newNouns() nouns {
 	return n
 }
 
+// setFields are the five sets by their fields' names.
+var setFields = map[string]func(*capdecode.Sets) capdecode.Set{
+	"inheritable": func(s *capdecode.Sets) capdecode.Set { return s.Inheritable },
+	"permitted":   func(s *capdecode.Sets) capdecode.Set { return s.Permitted },
+	"effective":   func(s *capdecode.Sets) capdecode.Set { return s.Effective },
+	"bounding":    func(s *capdecode.Sets) capdecode.Set { return s.Bounding },
+	"ambient":     func(s *capdecode.Sets) capdecode.Set { return s.Ambient },
+}
+
 func addSets[T any](n noun[T], get func(*T) heldSets) {
-	for name, one := range map[string]func(*capdecode.Sets) capdecode.Set{
-		"inheritable": func(s *capdecode.Sets) capdecode.Set { return s.Inheritable },
-		"permitted":   func(s *capdecode.Sets) capdecode.Set { return s.Permitted },
-		"effective":   func(s *capdecode.Sets) capdecode.Set { return s.Effective },
-		"bounding":    func(s *capdecode.Sets) capdecode.Set { return s.Bounding },
-		"ambient":     func(s *capdecode.Sets) capdecode.Set { return s.Ambient },
-	} {
+	for name, one := range setFields {
 		n.add(name, capSetType, func(of *T) any {
 			held := get(of)
 			return held.set(one(held.sets))

@@ -31,7 +31,12 @@ func (p *Policy) Accepting(node *drift.Node, runtime *drift.Runtime, r *Result) 
 	if !r.Fails() {
 		return nil
 	}
-	return p.accepting(Subject{Container: r.Container, Node: node, Runtime: runtime}, func(e *Exception) bool { return e.acceptsResult(r) })
+	subject, steps := Subject{Container: r.Container, Node: node, Runtime: runtime}, maxSingle
+	list := p.accepting(subject, func(e *Exception) bool { return e.namesAll(r) })
+	return slices.DeleteFunc(list, func(e *Exception) bool {
+		_, _, accepts := newTrial(e, subject, true, &steps).accepts(r)
+		return !accepts
+	})
 }
 
 // AcceptingFinding does the same for a drift finding about the container.

@@ -20,6 +20,8 @@ import (
 // literal capability names once and for all.
 type vetting struct {
 	ast    *ast.AST
+	nouns  nouns
+	notes  bool // a loop notes which names matter
 	reads  map[string]bool
 	locals []string // variables of the macros that we are in
 	loops  int
@@ -85,6 +87,7 @@ func (v *vetting) loop(e ast.Expr) {
 		return
 	}
 	c := e.AsComprehension()
+	list, matters := v.listOfNames(c.IterRange())
 	v.visit(c.IterRange())
 	depth := len(v.locals)
 	v.locals = append(v.locals, c.IterVar(), c.AccuVar())
@@ -94,9 +97,13 @@ func (v *vetting) loop(e ast.Expr) {
 	}
 	v.loops--
 	v.locals = v.locals[:depth]
-	if v.wrong == nil {
-		v.tick(c)
+	if v.wrong != nil {
+		return
 	}
+	if matters {
+		v.note(c, list)
+	}
+	v.tick(c)
 }
 
 func (v *vetting) call(e ast.Expr) {
