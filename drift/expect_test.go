@@ -232,3 +232,42 @@ func TestNodeFindingNamesWhoSaysSo(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestHeldIsCutToWhatHasAName: ALL and privileged give what the runtime holds and has a name
+// for, however much the kernel knows.
+func TestHeldIsCutToWhatHasAName(t *testing.T) {
+	upTo := func(last capdecode.Cap) capdecode.Set { return capdecode.Full(last) }
+	for what, row := range map[string]struct {
+		kernel capdecode.Cap
+		held   *capdecode.Set
+		gives  capdecode.Set
+	}{
+		"a kernel with a capability that nobody has a name for": {41, new(upTo(41)), upTo(40)},
+		"whose runtime cannot be read":                          {41, nil, upTo(40)},
+		"a runtime in a container of an older engine":           {39, new(upTo(37)), upTo(37)},
+		"which cannot be read":                                  {39, nil, upTo(37)},
+		"a runtime whose table ends before the kernel's":        {40, new(upTo(40)), upTo(37)},
+	} {
+		t.Run(what, func(t *testing.T) {
+			node := drift.Node{CapLastCap: row.kernel}
+			var list []drift.Container
+			for i, orders := range []drift.CRI{{Privileged: true}, {Add: []string{"ALL"}}, {Add: []string{"ALL"}, Drop: []string{"CHOWN"}}, {}} {
+				s := drift.Stock(drift.Containerd, row.kernel)
+				s.Held = row.gives
+				oci, err := drift.PredictOCI(drift.Containerd, orders, s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				list = append(list, drift.Container{ID: string(rune('a' + i)), Name: "app", Declared: drift.Declared{CRI: &orders, OCI: &oci}})
+			}
+			expect := drift.Expect(node, drift.Runtime{Name: "containerd"}, row.held, drift.Given{}, list)
+			found := expect.Findings()
+			for _, c := range list {
+				found = append(found, drift.Hops(node, expect, c)...)
+			}
+			if got := summary(found); len(got) > 0 {
+				t.Errorf("%q", got)
+			}
+		})
+	}
+}

@@ -97,6 +97,10 @@ func (e Expectations) Fold(findings []Finding) []Finding {
 	return kept
 }
 
+// Excuses reports whether a container holds more than its spec and the finding about its
+// runtime handler says so (see [Expectations.Fold]).
+func (e Expectations) Excuses(c *Container) bool { return !e.gives(c).Empty() }
+
 // giving is the finding about a generous handler.
 func (e Expectations) giving(name string, g generous) Finding {
 	label := "the default runtime handler"

@@ -175,10 +175,14 @@ func (b *book) ociMismatch(runtime string, h handler, o order) {
 	if len(parts) == 0 {
 		return
 	}
+	remedy := "Look for what changes specs between the two: the runtime's configuration at the time it was made, a patched runtime, for the user namespace an NRI plugin. Create the pod anew to see whether it lasts."
+	if severity == Info {
+		remedy = "Create the pod anew to have it made under the runtime's configuration of now."
+	}
 	f := o.hop(Finding{
 		Kind: OCIMismatch, Severity: severity, Cause: cause, Capabilities: differ,
 		Message: fmt.Sprintf("%s: the OCI spec is not what %s makes of its %s: %s%s", label, runtime, o.orders(), strings.Join(parts, "; "), why),
-		Remedy:  "Look for what changes specs between the two: the runtime's configuration at the time it was made, a patched runtime, for the user namespace an NRI plugin. Create the pod anew to see whether it lasts.",
+		Remedy:  remedy,
 	})
 	f.ID = findingID(b.container.ID, string(OCIMismatch), strings.Join(parts, ";"))
 	b.add(f)

@@ -2,6 +2,7 @@ package drift
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/capdrift/capdrift/capdecode"
@@ -19,6 +20,9 @@ func Limits(node Node, containers []Container) []Limit {
 			What: "capabilities that are newer than every name known here: " + list(unnamed),
 			Why:  "this kernel has them, so they are neither excess nor missing; a newer capdrift may know them",
 		})
+	}
+	if limit, ok := unseen(containers); ok {
+		limits = append(limits, limit)
 	}
 	slow := 0
 	first := ""
@@ -39,4 +43,26 @@ func Limits(node Node, containers []Container) []Limit {
 		})
 	}
 	return limits
+}
+
+// unseen says of how many containers no_new_privs was declared and cannot be seen: kernels
+// before 4.10 do not show it, proc_pid_status(5).
+func unseen(containers []Container) (Limit, bool) {
+	count, first := 0, ""
+	for i := range containers {
+		c := &containers[i]
+		if c.Declared.OCI == nil || !c.Declared.OCI.NoNewPrivileges || c.Observation == UnsupportedRuntime {
+			continue
+		}
+		if slices.ContainsFunc(c.Processes, func(p Process) bool { return p.Observation == Observed && p.NoNewPrivileges == nil }) {
+			if count++; count == 1 {
+				first = c.Label()
+			}
+		}
+	}
+	return Limit{
+		What:  fmt.Sprintf("whether no_new_privs is set in %d containers that declare it, in %s for one", count, first),
+		Why:   "this kernel does not show it: Linux does since 4.10",
+		Blind: true,
+	}, count > 0
 }

@@ -241,6 +241,17 @@ func TestLimits(t *testing.T) {
 	if len(got) != 2 || got[0].Blind || got[1].Blind {
 		t.Errorf("limits %+v", got)
 	}
+	sealed := container(spec(bind), process(10, 0, bind, bind))
+	sealed.Declared.OCI.NoNewPrivileges, sealed.Processes[0].Observation = true, drift.Observed
+	for _, row := range []struct {
+		shown *bool
+		want  int
+	}{{nil, 1}, {new(true), 0}, {new(false), 0}} {
+		sealed.Processes[0].NoNewPrivileges = row.shown
+		if got := drift.Limits(node(), []drift.Container{sealed}); len(got) != row.want || row.want > 0 && !got[0].Blind {
+			t.Errorf("declared no_new_privs, shown as %v: limits %+v", row.shown, got)
+		}
+	}
 	if got := drift.Limits(node(), []drift.Container{container(spec(bind), process(10, 0, bind, bind))}); len(got) != 0 {
 		t.Errorf("limits of nothing: %+v", got)
 	}

@@ -344,7 +344,7 @@ func normal(report drift.Report, loud []drift.Finding) string {
 	}
 	containers, processes := 0, 0
 	for _, c := range report.Containers {
-		if c.Sandbox || troubled[c.ID] || notCompared(c) != "" {
+		if c.Sandbox || troubled[c.ID] || notCompared(c) != "" || report.Expectations.Excuses(&c) {
 			continue
 		}
 		compared := 0
