@@ -99,9 +99,10 @@ func (r Result) Fails() bool { return r.Declared.Verdict == Fail || r.Actual.Ver
 
 // Unknown reports whether something of either could not be judged, whatever fails beside
 // it.
-func (r Result) Unknown() bool { return r.Declared.unknown() || r.Actual.unknown() }
+func (r Result) Unknown() bool { return r.Declared.Unknown() || r.Actual.Unknown() }
 
-func (o Outcome) unknown() bool { return o.Verdict == Unknown || o.Unjudged != "" }
+// Unknown reports whether something could not be judged, whatever fails beside it.
+func (o Outcome) Unknown() bool { return o.Verdict == Unknown || o.Unjudged != "" }
 
 // Judgement is a report held against a policy.
 type Judgement struct {

@@ -26,6 +26,7 @@ type auditOptions struct {
 	exceptions   string
 	showExcepted bool
 	failOn       string
+	failExpired  bool // --fail-on-expired
 	matching     filterOptions
 	output       outputOptions
 }
@@ -58,10 +59,12 @@ It looks at the node as capdrift scan does, with the same flags and needs, or ha
 kernel will hold stays unknown.
 
 --fail-on counts what fails on paper or in the kernel, and drift findings, unless an exception
-accepts them. What could not be judged lets nothing pass: then the status is 1.
+accepts them. What could not be judged lets nothing pass, also beside a failure that is accepted:
+then the status is 1. --fail-on-expired counts exceptions that have expired, whether or not they
+would accept anything.
 
 Exit status: 0 done, 1 could not do it, or --fail-on could not be told, 2 wrong usage, 3 something
-fails at or above --fail-on.`,
+fails at or above --fail-on, or by --fail-on-expired.`,
 		Example: `  capdrift audit
   capdrift audit --pack cis --pack our.yaml --exceptions exceptions.yaml --fail-on high
   capdrift audit --pack pss-restricted --filter 'pod.namespace == "shop"' --wide
@@ -90,6 +93,7 @@ fails at or above --fail-on.`,
 	flags.StringVar(&o.exceptions, "exceptions", "", "a file of what was accepted, by whom and until when")
 	flags.BoolVar(&o.showExcepted, "show-excepted", false, "list in the table what exceptions accept; it is always counted, and in the other formats marked")
 	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when something fails at or above this severity: critical, high, medium, low, info")
+	flags.BoolVar(&o.failExpired, "fail-on-expired", false, "exit with status 3 when an exception of --exceptions has expired")
 	o.matching.addFlags(cmd)
 	flags.StringVarP(&o.output.format, "output", "o", "table", "output format: "+strings.Join(auditOutputs(), ", "))
 	flags.StringVar(&o.output.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
@@ -118,6 +122,8 @@ func (o *auditOptions) validate(cmd *cobra.Command) error {
 	switch {
 	case len(slices.DeleteFunc(slices.Clone(o.manifests), func(name string) bool { return name != stdin })) > 1:
 		return errors.New("--manifests=-: standard input can be read only once")
+	case o.failExpired && o.exceptions == "":
+		return errors.New("--fail-on-expired is about the exceptions of --exceptions, which is not given")
 	case o.failOn != "" && !slices.Contains(severityNames(), o.failOn):
 		return fmt.Errorf("--fail-on=%s: want one of %s", printable(o.failOn), strings.Join(severityNames(), ", "))
 	case !slices.Contains(auditOutputs(), o.output.format):
@@ -264,8 +270,28 @@ func (o *auditOptions) asks(c drift.Container) bool {
 	return o.namespace == "" || c.Pod != nil && c.Pod.Namespace == o.namespace
 }
 
-// gate is --fail-on. It opens only where everything was judged.
+// gate is --fail-on-expired and --fail-on. What fails counts more than what is unknown.
 func (o *auditOptions) gate(a audit, unjudged string) error {
+	failing := o.gateOfSeverity(a, unjudged)
+	var findings findingsError
+	if expired := a.expired(); o.failExpired && len(expired) > 0 && !errors.As(failing, &findings) {
+		return findingsError{fmt.Errorf("%s expired: %s: renew or remove them in %s", many(len(expired), "exception"), printable(strings.Join(expired, ", ")), printable(o.exceptions))}
+	}
+	return failing
+}
+
+// expired names the exceptions that have expired, and who owns them.
+func (a audit) expired() (list []string) {
+	for _, use := range a.Exceptions {
+		if use.State == policy.ExceptionExpired {
+			list = append(list, fmt.Sprintf("%s (%s)", use.ID, use.Owner))
+		}
+	}
+	return list
+}
+
+// gateOfSeverity is --fail-on. It opens only where everything was judged.
+func (o *auditOptions) gateOfSeverity(a audit, unjudged string) error {
 	if o.failOn == "" {
 		return nil
 	}
@@ -274,8 +300,8 @@ func (o *auditOptions) gate(a audit, unjudged string) error {
 	unknown := 0
 	for _, r := range a.Results {
 		switch {
-		case r.Excepted != nil || r.Rule.Severity < threshold:
-		case r.Fails():
+		case r.Rule.Severity < threshold:
+		case r.Fails() && r.Excepted == nil:
 			worst = max(worst, r.Rule.Severity)
 		case a.undecided(r):
 			unknown++
@@ -303,9 +329,10 @@ func (o *auditOptions) gate(a audit, unjudged string) error {
 }
 
 // undecided tells whether something of the result that was asked for is unknown:
-// of manifests nobody asks what the kernel holds.
+// of manifests nobody asks what the kernel holds. Where something fails that is answer
+// enough, unless an exception accepts it.
 func (a audit) undecided(r policy.Result) bool {
-	return !r.Fails() && (r.Declared.Verdict == policy.Unknown || !a.onPaper() && r.Actual.Verdict == policy.Unknown)
+	return (!r.Fails() || r.Excepted != nil) && (r.Declared.Unknown() || !a.onPaper() && r.Actual.Unknown())
 }
 
 // declared makes a report of manifests, in which no container has processes.

@@ -371,7 +371,7 @@ func unknown(out *strings.Builder, a audit) {
 			continue
 		}
 		total++
-		reason := cmp.Or(r.Declared.Reason, r.Actual.Reason)
+		reason := cmp.Or(r.Declared.Reason, r.Declared.Unjudged, r.Actual.Reason, r.Actual.Unjudged)
 		if counts[reason]++; counts[reason] == 1 {
 			reasons = append(reasons, reason)
 		}

@@ -392,20 +392,26 @@ func TestAuditGate(t *testing.T) {
 		}
 	}
 	sees := func(a *audit) { a.report.Coverage.Limits = nil }
+	partly := func(a *audit) {
+		for i := range a.report.Containers {
+			a.report.Containers[i].Observation = drift.Partial
+		}
+	}
 	for name, row := range map[string]struct {
 		failOn string
 		change []func(*audit)
 		want   string // of the error; "" for none
 		status int
 	}{
-		"nothing is asked":                     {"", nil, "", exitDone},
-		"a critical finding":                   {"critical", nil, "of severity critical", exitFindings},
-		"a rule fails":                         {"high", []func(*audit){without("hidden")}, "of severity high", exitFindings},
-		"what fails is less":                   {"critical", []func(*audit){without("hidden"), sees}, "", exitDone},
-		"all that fails is accepted":           {"low", []func(*audit){without("hidden", "gateway", hostileName), sees}, "", exitDone},
-		"what is unknown does not pass":        {"low", []func(*audit){without("gateway", hostileName), sees}, "2 results could not be judged", exitFailed},
-		"what is unknown is less":              {"critical", []func(*audit){without("gateway", hostileName), sees}, "", exitDone},
-		"what was not looked at does not pass": {"critical", []func(*audit){without("hidden")}, "not all of the node was seen", exitFailed},
+		"nothing is asked":                        {"", nil, "", exitDone},
+		"a critical finding":                      {"critical", nil, "of severity critical", exitFindings},
+		"a rule fails":                            {"high", []func(*audit){without("hidden")}, "of severity high", exitFindings},
+		"what fails is less":                      {"critical", []func(*audit){without("hidden"), sees}, "", exitDone},
+		"all that fails is accepted":              {"low", []func(*audit){without("hidden", "gateway", hostileName), sees}, "", exitDone},
+		"what is unknown does not pass":           {"low", []func(*audit){without("gateway", hostileName), sees}, "2 results could not be judged", exitFailed},
+		"what is unknown is less":                 {"critical", []func(*audit){without("gateway", hostileName), sees}, "", exitDone},
+		"what is unknown beside what is accepted": {"high", []func(*audit){without("hidden", "gateway", "clean", hostileName), sees, partly}, "1 result could not be judged", exitFailed},
+		"what was not looked at does not pass":    {"critical", []func(*audit){without("hidden")}, "not all of the node was seen", exitFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := auditFixture(t)
@@ -428,6 +434,32 @@ func TestAuditGate(t *testing.T) {
 				t.Errorf("%T %v, want %q and status %d", err, err, row.want, row.status)
 			}
 		})
+	}
+}
+
+// TestAuditFailOnExpired: an exception that has expired fails by itself, and what fails by
+// its severity is said first.
+func TestAuditFailOnExpired(t *testing.T) {
+	for name, row := range map[string]struct {
+		options auditOptions
+		want    string
+	}{
+		"not asked":         {auditOptions{}, ""},
+		"alone":             {auditOptions{failExpired: true}, "1 exception expired: over (old"},
+		"beside what fails": {auditOptions{failExpired: true, failOn: "high"}, "of severity critical"},
+	} {
+		a := auditFixture(t)
+		if _, err := row.options.judge(&a, a.report.TakenAt); err != nil {
+			t.Fatal(err)
+		}
+		err := row.options.gate(a, "")
+		var found findingsError
+		if row.want == "" && err != nil || row.want != "" && (!errors.As(err, &found) || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), "\x1b")) {
+			t.Errorf("%s: %v, want %q", name, err, row.want)
+		}
+	}
+	if _, stderr, status := capture(t, "audit", "--fail-on-expired"); status != exitUsage || !strings.Contains(stderr, "--exceptions") {
+		t.Errorf("without exceptions: status %d, %s", status, stderr)
 	}
 }
 

@@ -131,6 +131,8 @@ func (a audit) junitOfResult(r policy.Result) junitCase {
 		verdicts += "; in the kernel: " + verdictText(r.Actual)
 	}
 	switch verdicts = printable(verdicts); {
+	case r.Fails() && a.undecided(r):
+		c.Error = &junitOutcome{"not all was judged beside what " + printable(r.Excepted.ID) + " accepts; " + verdicts, "unknown", ""}
 	case r.Fails() && r.Excepted != nil:
 		c.Skipped = &junitOutcome{Message: printable("accepted by "+r.Excepted.ID+" ("+r.Excepted.Owner+"): "+r.Excepted.Reason) + "; " + verdicts}
 	case r.Fails():
