@@ -432,6 +432,7 @@ func (l *Loop) look(ctx context.Context, awaited bool) {
 	seen.over = func(f drift.Finding) string { return s.over(f, threads && sweep.Threads.Skipped == 0) }
 	changes = append(changes, s.ledger.take(seen)...)
 	l.rereadSuspects()
+	l.rereadStages()
 	if s.rules.policy != nil {
 		changes = append(changes, l.accept()...)
 	}

@@ -300,6 +300,27 @@ func TestLoopBelievesNoStage(t *testing.T) {
 	}
 }
 
+// TestAStageThatASweepSawIsReadAgain: a process that a sweep finds while the runtime
+// starts it is judged when it has executed its program, not at the next sweep.
+func TestAStageThatASweepSawIsReadAgain(t *testing.T) {
+	m, c := newMachine(), newClock()
+	stage := process(11, bind|sysAdmin)
+	stage.ParentPID, stage.Forked = 5, true
+	stage.Lineage = &drift.Lineage{Ancestors: []drift.Ancestor{{PID: 5, Name: "runc", Outside: true}}}
+	m.processes["c1"] = append(m.processes["c1"], stage)
+	loop := running(t, m, c, func(l *agent.Loop) {
+		l.Cadence.Sweep, l.Cadence.Threads, l.Cadence.List = 1000*time.Hour, 1000*time.Hour, 1000*time.Hour
+	})
+	view, _ := loop.View()
+	if got := view.Report.Containers[0].Processes[1].Observation; got != drift.Starting {
+		t.Fatalf("the stage is %s", got)
+	}
+	executed := stage
+	executed.Forked = false
+	m.change(func() { m.processes["c1"][1] = executed })
+	passes(t, c, "what it holds is told", func() bool { return len(openKinds(loop)) > 0 })
+}
+
 func TestLoopGoesOnWithoutItsRuntime(t *testing.T) {
 	m, c := newMachine(), newClock()
 	loop := running(t, m, c, nil)

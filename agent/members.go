@@ -237,3 +237,14 @@ func (l *Loop) rereadSuspects() {
 		l.rereadLater(id, nil)
 	}
 }
+
+// rereadStages marks all processes that a runtime is starting for a second look: nobody
+// tells when one has executed its program, and the next sweep is far.
+func (l *Loop) rereadStages() {
+	containers := l.state.containers
+	for _, id := range slices.Sorted(maps.Keys(containers)) {
+		if pids := startingAmong(containers[id].Processes, containers[id].Processes); len(pids) > 0 {
+			l.rereadLater(id, pids)
+		}
+	}
+}
