@@ -363,3 +363,13 @@ func TestLiveGroups(t *testing.T) {
 		}
 	}
 }
+
+// TestTheFirstSweepMayTakeLonger: it knows nobody.
+func TestTheFirstSweepMayTakeLonger(t *testing.T) {
+	c := clock(t, proc.Options{Time: 100 * time.Millisecond, FirstTime: time.Second})
+	given := c.crowd(idA, 10*time.Millisecond, 100, 150)
+	first := c.look(given).Containers[0]
+	if first.Overdue != nil || len(first.Processes) != 50 {
+		t.Errorf("the first one: %d processes, %+v", len(first.Processes), first.Overdue)
+	}
+}

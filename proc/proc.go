@@ -60,6 +60,9 @@ type Options struct {
 	// does not fit is told as overdue, and comes with the next sweeps. There is no bound
 	// when it is 0.
 	Time time.Duration
+	// FirstTime is Time for the first sweep, where that is more: it knows nobody, and a
+	// process of which nothing is known costs several times as much as one that is.
+	FirstTime time.Duration
 	// Arguments has the command lines of those read whose lineage is. They may hold
 	// secrets.
 	Arguments bool

@@ -54,6 +54,8 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 	}
 	if births := fs.births.Load(); births != nil {
 		s.look.births = *births
+	} else if s.time > 0 {
+		s.time = max(s.time, fs.options.FirstTime)
 	}
 	if rests := fs.rests.Load(); rests != nil {
 		s.rested = *rests

@@ -227,6 +227,9 @@ func (c tcpConfig) certificates(log *slog.Logger) (*rpc.Certificates, error) {
 // a node of 5,000 ordinary processes takes half of it.
 const sweepTime = 550 * time.Millisecond
 
+// firstSweepTime is for the first one, which is several times as costly.
+const firstSweepTime = 5 * time.Second
+
 // parts are what an agent is made of.
 type parts struct {
 	loop         *agent.Loop
@@ -253,8 +256,8 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 		return parts{}, err
 	}
 	runtime := &dialing{options: cri.Options{Endpoint: c.Runtime.Endpoint, Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}}
-	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true, Readers: 1, Time: sweepTime}), c.Node.Name}
-	thorough := named{host.With(proc.Options{Threads: threadBudget, Readers: 1, Time: sweepTime}), c.Node.Name}
+	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true, Readers: 1, Time: sweepTime, FirstTime: firstSweepTime}), c.Node.Name}
+	thorough := named{host.With(proc.Options{Threads: threadBudget, Readers: 1, Time: sweepTime, FirstTime: firstSweepTime}), c.Node.Name}
 	members := host.Members()
 
 	var loop *agent.Loop
