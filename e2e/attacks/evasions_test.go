@@ -366,7 +366,7 @@ func TestForegroundEnded(t *testing.T) {
 	})
 	s.await("the agent finds it, or says what it counts as", func() bool {
 		_, found := about(s.look().Findings, c.ID, "high", []string{"bounding_excess", "permitted_excess"})
-		return found || s.told.limited("/foreground-ended for one")
+		return found || s.limited("/foreground-ended for one")
 	})
 }
 
