@@ -124,7 +124,7 @@ func (s *scene) holders(c *node.Container, count int) {
 }
 
 // mountsOf names the mount namespace of a process.
-func mountsOf(t *testing.T, pid int) string {
+func mountsOf(t testing.TB, pid int) string {
 	t.Helper()
 	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
