@@ -174,6 +174,7 @@ type reader struct {
 	skipped  map[Skipped]int
 	unjudged []Unjudged
 	more     int // unjudged beyond maxUnjudged
+	looked   int // bytes of custom resources, see maxLooked
 	errs     []error
 	unsaid   int // errors beyond maxErrors
 }

@@ -17,6 +17,10 @@ const (
 	maxCustom      = 4 << 20 // bytes; Kubernetes stores 1.5 MiB of an object
 	maxCustomDepth = 40      // fields and lists in each other
 	maxShapes      = 100     // pod specs of one object
+	// maxLooked bounds, for one stream, the bytes of all objects and lists that are
+	// looked into, each counted once for every one that it is in.
+	maxLooked = 64 << 20
+	perLook   = 128 // about what one costs beside its bytes
 )
 
 // shapes are the fields in which kinds keep containers, and the list of a pod spec
@@ -104,6 +108,10 @@ func (f *finder) end(at path, why string) {
 // an object above states for all pods below it.
 func (f *finder) value(at path, raw json.RawMessage, inherited members) {
 	if f.ended || len(raw) == 0 {
+		return
+	}
+	if f.in.looked += len(raw) + perLook; f.in.looked > maxLooked {
+		f.end(at[:len(f.base)+1], "there is too much in the custom resources of this stream to look into it; give fewer at once")
 		return
 	}
 	if len(at)-len(f.base) > maxCustomDepth {

@@ -154,6 +154,15 @@ func TestShapesAreBounded(t *testing.T) {
 	}
 }
 
+// TestLookingIsBounded: what an author can make of 32 MiB costs no more than a bound.
+func TestLookingIsBounded(t *testing.T) {
+	deep := `{"apiVersion":"x.example/v1","kind":"Set","spec":` + strings.Repeat(`{"a":`, 20) + `"` + strings.Repeat("x", 2<<20) + `"` + strings.Repeat("}", 20) + "}\n"
+	all, err := ReadManifests(strings.NewReader(strings.Repeat(deep, 3)), "in.yaml")
+	if err != nil || len(all.Unjudged) != 2 || !strings.Contains(all.Unjudged[0].Why, "too much in the custom resources") || all.Unjudged[0].Path != "spec" {
+		t.Errorf("got %v, %v, want the second and the third unjudged", all.Unjudged, err)
+	}
+}
+
 func TestKnativeNamesContainers(t *testing.T) {
 	for _, test := range []struct {
 		what, containers string

@@ -56,7 +56,8 @@ policy list), or of the packs that --pack names (docs/policy.md).
 
 It looks at the node as capdrift scan does, with the same flags and needs, or has an agent look
 (--agent). With --manifests it asks no node: manifests are judged on paper alone, and what the
-kernel will hold stays unknown.
+kernel will hold stays unknown. Custom resources are judged by their shape; what was not judged is
+named in every format.
 
 --fail-on counts what fails on paper or in the kernel, and drift findings, unless an exception
 accepts them. What could not be judged lets nothing pass, also beside a failure that is accepted:

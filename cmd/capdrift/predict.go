@@ -105,9 +105,10 @@ func predictCommand() *cobra.Command {
 capability sets that its first program starts with, and what of its declaration will not do
 what it seems to. It asks no cluster and no node.
 
-It reads pods, everything with a pod template (deployments, cron jobs, rollouts of Argo …),
-lists of them, and CRI container configs as crictl takes them, in YAML or JSON. Of a directory
-it reads the .yaml, .yml and .json files that are directly in it.
+It reads pods, everything with a pod template (deployments, cron jobs …), lists of them, custom
+resources by their shape (Argo, Knative, KServe, Ray, Tekton …), OpenShift Templates, and CRI
+container configs as crictl takes them, in YAML or JSON. Of a directory it reads the .yaml, .yml
+and .json files that are directly in it.
 
 Where neither pod nor container sets runAsUser the image decides who runs, so both are shown.
 What else no manifest tells is assumed, and said; --assume KEY=VALUE states it:
@@ -116,10 +117,11 @@ What else no manifest tells is assumed, and said; --assume KEY=VALUE states it:
 LIST is of names in any spelling (NET_ADMIN,cap_net_raw, ALL), HEX as in /proc/PID/status.
 
 With --fail-on a container that the API server, the kubelet or the runtime refuses counts as
-a finding of severity ` + refusedAs.String() + `: it never runs.
+a finding of severity ` + refusedAs.String() + `: it never runs. What of a custom resource was not understood
+lets nothing pass.
 
 Exit status: 0 done, 1 could not do it (a document that cannot be read too; the others are
-still predicted), 2 wrong usage, 3 findings at or above --fail-on.`,
+still predicted), or --fail-on could not be told, 2 wrong usage, 3 findings at or above --fail-on.`,
 		Example: `  helm template . | capdrift predict -f -
   kustomize build overlays/prod | capdrift predict -f - --runtime all
   kubectl get pods -A -o yaml | capdrift predict -f - --runtime cri-o --fail-on high
