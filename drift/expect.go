@@ -242,6 +242,12 @@ func (e Expectations) learn(orders []order, config Handler) handler {
 		h.told, h.Settings = &told, told
 	} else {
 		h.Settings = e.majority(orders, fixed)
+		// What is stated may be meant for a handler with a base_runtime_spec alone.
+		own := e.declared
+		own.Default = level(runtimes[e.runtime].stock)
+		if fixed.Default != nil && runtimes[e.runtime].perHandler && e.explained(own, orders) > e.explained(h.Settings, orders) {
+			h.Settings = own
+		}
 	}
 	showing := slices.DeleteFunc(slices.Clone(orders), func(o order) bool { return !o.shows() })
 	var others []order
@@ -528,14 +534,16 @@ func (e Expectations) shifted(name string, h handler, thought, shown Settings) (
 		f.Remedy = "Create one of the pods anew: where it still gets other defaults than the runtime tells, look for what changes its specs."
 	case h.config.BaseSpec != "":
 		f.Cause = CauseBaseSpec
-		why = fmt.Sprintf("its base_runtime_spec %q replaces them", clip(h.config.BaseSpec))
+		why = fmt.Sprintf("its base_runtime_spec %q replaces the default capabilities", clip(h.config.BaseSpec))
 	case h.told != nil:
 		why = "default_capabilities or add_inheritable_capabilities of its configuration say so"
+	case shown.Default == level(runtimes[e.runtime].stock):
+		why = "they are the runtime's own"
 	case e.runtime == Containerd:
 		f.Cause = CauseEarlierConfig
 		why = "a base_runtime_spec that is not known, or another containerd, made them"
 	}
-	f.Message = fmt.Sprintf("%s gives containers other capabilities than %s: %s%s", who, than, why, change)
+	f.Message = fmt.Sprintf("%s gives its containers other capabilities than %s: %s%s", who, than, why, change)
 	if shown == h.Settings {
 		f.Message += fmt.Sprintf(" (seen in %d of its containers)", h.containers)
 	}

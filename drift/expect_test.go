@@ -211,6 +211,15 @@ func TestContainerdWithoutABaseSpec(t *testing.T) {
 			node:   []string{"medium oci_mismatch cri→oci base_runtime_spec cap_sys_admin"},
 			each:   []string{"high oci_mismatch cri→oci  cap_sys_admin"},
 		},
+		"what is stated for the base spec leaves the other handlers alone": {
+			stated: drift.Given{Default: new(wide)},
+			make: func(f *fleet) {
+				f.add("wide", wide, 1, drift.CRI{})
+				f.add("", defaults, 1, drift.CRI{})
+				f.add("", defaults, 2, drift.CRI{})
+			},
+			node: []string{"info oci_mismatch cri→oci runtime_defaults cap_sys_admin"},
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			f := fleet{t: t, runtime: drift.Containerd}
@@ -227,7 +236,7 @@ func TestNodeFindingNamesWhoSaysSo(t *testing.T) {
 	f.add("", crio|netRaw, 1, drift.CRI{})
 	full := all
 	expect := drift.Expect(drift.Node{CapLastCap: 40}, drift.Runtime{Name: "cri-o", Told: drift.Given{Default: new(crio | netRaw)}}, &full, drift.Given{}, f.list)
-	const want = "cri-o gives containers other capabilities than the runtime's own defaults: default_capabilities or add_inheritable_capabilities of its configuration say so; it adds CAP_NET_RAW (seen in 1 of its containers)"
+	const want = "cri-o gives its containers other capabilities than the runtime's own defaults: default_capabilities or add_inheritable_capabilities of its configuration say so; it adds CAP_NET_RAW (seen in 1 of its containers)"
 	if got := expect.Findings(); len(got) != 1 || got[0].Message != want || got[0].RuntimeHandler != "" {
 		t.Errorf("%+v", got)
 	}

@@ -125,6 +125,62 @@ func TestHostileCRIO(t *testing.T) {
 	}
 }
 
+// TestWhatCRIOSaysOfItself: its configuration tells which handlers are guests and which
+// default capabilities it gives. A handler's name tells neither.
+func TestWhatCRIOSaysOfItself(t *testing.T) {
+	const recorded = "cri-o-1.37.0"
+	home := cgroupOf(t, recorded, "restricted")
+	intruder := drawn{pid: 30001, parent: 1, name: "x", cgroup: home, mount: 500, inner: 9}
+	excess := []string{"critical bounding_excess restricted", "critical permitted_excess restricted", "high became_root restricted", "high nnp_missing restricted"}
+	all := func(handler string, replace ...string) func(*fake.Node) {
+		return func(n *fake.Node) {
+			n.Config = strings.NewReplacer(replace...).Replace(n.Config)
+			for _, sandbox := range n.Sandboxes {
+				sandbox.RuntimeHandler = handler
+			}
+		}
+	}
+	for name, row := range map[string]struct {
+		change    func(*fake.Node)
+		processes []drawn
+		want      []string
+	}{
+		"gVisor behind another name":          {all("secure"), []drawn{intruder}, nil},
+		"runc behind the name of a guest":     {all("kata-fake", `"secure"`, `"kata-fake"`, "runsc-w", "runc"), []drawn{intruder}, excess},
+		"a wider default is told once":        {all("runc", `"KILL"`, `"KILL", "NET_RAW", "SYS_ADMIN"`), nil, []string{"medium oci_mismatch "}},
+		"so is one that fills inheritable":    {all("runc", `"AddInheritableCapabilities": false`, `"AddInheritableCapabilities": true`), nil, []string{"medium oci_mismatch "}},
+		"the recorded configuration is usual": {all("crun"), nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := capturedNode(t, recorded, "hybrid")
+			f.write("proc/1/mountinfo", "30 1 0:1 / / rw - ext4 x rw\n")
+			f.write("proc/20405/mountinfo", "500 1 0:1 / / rw - overlay x rw\n")
+			for _, p := range row.processes {
+				f.draw(p)
+			}
+			node := load(t, recorded)
+			row.change(node)
+			server := fake.Serve(t, node)
+			stdout, stderr, _ := capture(t, "scan", "--cri-endpoint", server.Endpoint, "--host-root", f.root, "-o", "json")
+			var report drift.Report
+			if err := json.Unmarshal([]byte(stdout), &report); err != nil {
+				t.Fatalf("%v: %s", err, stderr)
+			}
+			var got []string
+			for _, finding := range report.Findings {
+				if finding.Severity > drift.Info {
+					got = append(got, fmt.Sprintf("%s %s %s", finding.Severity, finding.Kind, finding.Container))
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, slices.Sorted(slices.Values(row.want))) {
+				t.Errorf("found %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
 // ended has the runtime say that a container has ended.
 func ended(id string) func(*fake.Node) {
 	return func(n *fake.Node) {
