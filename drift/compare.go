@@ -144,13 +144,14 @@ func Compare(node Node, c Container) []Finding {
 }
 
 // CompareProcesses is [Compare] for some of a settled container's processes: those
-// that are new, among all that are known.
+// that are new, among all that are known. That nobody knows where one came from it leaves
+// to a look at the whole node: the container that it came from may be as new.
 func CompareProcesses(node Node, c Container, pids []int) []Finding {
 	b := book{node: node, container: c}
 	if c.Declared.OCI != nil && c.Observation != UnsupportedRuntime {
 		b.processes(func(pid int) bool { return slices.Contains(pids, pid) })
 	}
-	return b.merged()
+	return slices.DeleteFunc(b.merged(), func(f Finding) bool { return f.Kind == UnknownOrigin })
 }
 
 func (b *book) processes(compared func(pid int) bool) {

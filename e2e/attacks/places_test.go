@@ -95,16 +95,28 @@ func TestRow16Joined(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.guilty[session] = "the session"
+	s.guilty[""] = "who joined a pid namespace, and nobody can tell whose"
+	owners.Store("", s)
 	var joined []*node.Container
+	var unnamed *node.Process
 	for name, namespaces := range map[string]string{"joined-all": "ipc,uts,net,pid,mnt", "joined-mounts": "mnt", "joined-pids": "pid"} {
 		c := s.attacked(name, nil)
 		p := s.host("ns="+pidOf(c)+":"+namespaces, "name="+name, "ready", "sleep")
 		if err := cgroup.Put(session, p.Pid); err != nil {
 			t.Fatal(err)
 		}
+		if namespaces == "pid" {
+			unnamed = p
+			continue
+		}
 		joined = append(joined, c)
 	}
 	s.findsAll(joined)
+	s.await("the node's one critical names who joined a pid namespace alone", func() bool {
+		return slices.ContainsFunc(s.told.open(), func(f finding) bool {
+			return f.ContainerID == "" && f.Severity == "critical" && f.Pid == unnamed.Pid
+		})
+	})
 }
 
 // TestRow22NamedAsMonitor: cgroups below a pod's have "-conmon-" in their names, as that of CRI-O's
