@@ -242,10 +242,13 @@ func until(t *testing.T, what string, holds func() bool) {
 func passes(t *testing.T, c *clock, what string, holds func() bool) {
 	t.Helper()
 	until(t, what, func() bool {
+		if holds() { // before more time passes
+			return true
+		}
 		if c.waits() {
 			c.advance(agent.DefaultCadence().Membership)
 		}
-		return holds()
+		return false
 	})
 }
 
