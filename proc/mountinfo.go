@@ -2,7 +2,6 @@ package proc
 
 import (
 	"bytes"
-	"errors"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +16,6 @@ const maxMountText = 4 << 10
 // privilege (mounts_open_common asks for none), unlike the identity of the namespace.
 func (r *reader) mountText(pid int) []byte {
 	fd, err := open(r.proc, r.of(pid, "mountinfo"), 0)
-	if errors.Is(err, unix.EINVAL) { // it has no namespaces any more (fs/proc_namespace.c mounts_open_common)
-		if thread := r.survivor(strconv.Itoa(pid)); thread != "" {
-			fd, err = open(r.proc, thread+"/mountinfo", 0)
-		}
-	}
 	if err != nil {
 		return nil
 	}

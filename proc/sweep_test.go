@@ -511,8 +511,8 @@ func TestStrangersByNamespace(t *testing.T) {
 	}
 }
 
-// The kernel tells nothing of the cgroup (on v1) and of the mounts of a leader that has ended,
-// while other threads of its process go on.
+// On cgroup v1 the kernel tells the root of a leader that has ended, while other threads of its
+// process go on.
 func TestDeadLeader(t *testing.T) {
 	inA := "/kubepods/podA/" + idA
 	for name, row := range map[string]struct {

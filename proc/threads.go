@@ -130,9 +130,7 @@ func (r *reader) thread(dir, pid, tid int) (Status, error) {
 }
 
 // survivor returns the directory of a thread of a process whose leader has ended and which
-// lives on, "PID/task/TID"; "" where it is no such process. The kernel has let go of what
-// the leader's own files told (kernel/exit.c do_exit: its namespaces, on cgroup v1 its cgroup).
-// A few of the threads are looked at, for a process chooses how many it has.
+// lives on, "PID/task/TID"; "" where it is no such process. A few of the threads are looked at, for a process chooses how many it has.
 func (r *reader) survivor(process string) string {
 	s, err := r.statusOf(process)
 	if err != nil || !s.ended() || s.Threads <= 1 {

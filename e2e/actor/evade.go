@@ -209,8 +209,11 @@ func again(value string, _ []string) error {
 func bomb(string, []string) error {
 	pause := unix.NsecToTimespec(int64(time.Millisecond))
 	pid, errno := fork(0)
-	if pid != 0 {
+	switch {
+	case errno != 0:
 		return errno
+	case pid != 0:
+		return nil
 	}
 	for {
 		_, _ = fork(0)

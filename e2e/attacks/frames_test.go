@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -39,11 +38,11 @@ func TestNamedCgroups(t *testing.T) {
 			t.Fatal(err)
 		}
 		pid := s.intrude(c, "name=debug", "ready", "sleep")
-		if err := cgroup.Make(path.Join(own, below)); err != nil {
-			t.Fatal(err)
-		}
-		if err := cgroup.Put(path.Join(own, below), pid); err != nil {
-			t.Fatal(err)
+		at := own
+		for name := range strings.SplitSeq(below, "/") { // each is made on the way
+			if at = path.Join(at, name); cgroup.Put(at, pid) != nil {
+				t.Fatalf("it cannot be put into %s", at)
+			}
 		}
 		if at, err := cgroup.Of(pid); err != nil || at != path.Join(own, below) {
 			t.Fatalf("it is in %s, %v", at, err)
@@ -57,10 +56,11 @@ func TestNamedCgroups(t *testing.T) {
 }
 
 // TestFlapping: an intruder goes back and forth between his container's cgroup and another pod's, faster
-// than anybody reads. He is found, and the other pod is not accused.
+// than anybody reads. He is found, or what a scan could not read of him is said, and the other pod is not accused.
+// While it moves it may be of unknown origin, which accuses no container.
 func TestFlapping(t *testing.T) {
-	t.Parallel()
 	s := begin(t)
+	s.guilty[""] = "the node"
 	victim := s.innocent("victim", nil)
 	c := s.attacked("flapping", nil)
 	there, err := cgroup.Of(victim.Pid)
@@ -102,7 +102,11 @@ func TestFlapping(t *testing.T) {
 	for range 5 {
 		s.look()
 	}
-	s.scanFinds(c, "critical")
+	if r := s.scan(); r.Coverage.Containers.Partial == 0 {
+		if _, found := about(r.Findings, c.ID, "critical", nil); !found {
+			t.Errorf("scan neither finds it nor says that it saw a part only: %v, %+v", r.Findings, r.Coverage)
+		}
+	}
 }
 
 // TestSharedPids: the containers of a pod share a pid namespace, whose first process adopts the orphans of
@@ -120,7 +124,7 @@ func TestSharedPids(t *testing.T) {
 	c := pod("intruded", "ready", "sleep")
 	s.guilty[c.ID] = "intruded"
 	plain := pod("plain", "ready", "sleep")
-	if _, _, err := theNode.Exec(t.Context(), plain, "/bin/actor", "orphan", "name=plain-orphan", "sleep"); err != nil {
+	if _, err := theNode.RuncExec(t.Context(), plain, nil, "orphan", "name=plain-orphan", "ready", "sleep"); err != nil {
 		t.Fatal(err)
 	}
 	s.intrude(c, "orphan", "name=debug", "ready", "sleep")
@@ -180,10 +184,15 @@ func TestMountsOfAnother(t *testing.T) {
 	}
 	tells := func(findings []finding) bool {
 		return slices.ContainsFunc(findings, func(f finding) bool {
-			return f.Pid == pid && f.Severity == "critical" && (f.ContainerID == c.ID || f.ContainerID == joined.ID && strings.Contains(f.Message, own))
+			return f.Pid == pid && f.Severity == "critical" && (f.ContainerID == c.ID || f.ContainerID == joined.ID && strings.Contains(f.Message, path.Dir(own)))
 		})
 	}
-	s.awaitFor(time.Minute, "the agent tells where it came from", func() bool { return tells(s.look().Findings) })
+	var told report
+	defer func() { t.Logf("told was %v and %v", told.about(c.ID), told.about(joined.ID)) }()
+	s.await("the agent tells where it came from", func() bool {
+		told = s.look()
+		return tells(told.Findings)
+	})
 	if r := s.scan(); !tells(r.Findings) {
 		t.Errorf("scan does not tell where it came from, but %v", r.Findings)
 	}
