@@ -63,10 +63,6 @@ func TestRow07DearStatus(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		s.await("its end is told", func() bool {
-			_, open := about(s.told.open(), victim.ID, "critical", nil)
-			return !open
-		})
 	}
 	t.Logf("told after %v", took)
 	s.limits(noisy)
