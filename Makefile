@@ -14,6 +14,9 @@ E2E := CGO_ENABLED=0 $(GO) test -timeout 40m -p 1
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 BENCHSTAT     := $(TOOLS)/benchstat
 
+# Attacks by load, on which a busy machine has a say: make attacks runs them.
+LOAD_ATTACKS := ^(TestMicroVM|TestRow07DearStatus|TestStorms|TestMountsShared)$$
+
 # What the chart is tested and rendered with, and two small programs of our own.
 HELM        := $(TOOLS)/helm-v4.3.1
 KUBECONFORM := $(TOOLS)/kubeconform-v0.8.0
@@ -109,7 +112,8 @@ chart: chart-tools ## the chart, and what is rendered from it, against Kubernete
 	$(GO) test -count=1 ./deploy
 
 node: packages ## live tests on real containerds and a real kubelet on this machine, and the microVM's own (root)
-	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./attacks ./conformance ./podspec ./image
+	cd e2e && $(E2E) ./microvm && $(E2E) -count=1 -skip '^TestMicroVM$$' ./node ./live ./conformance ./podspec ./image
+	cd e2e && $(E2E) -count=1 -skip '$(LOAD_ATTACKS)' ./attacks
 
 cluster-test: packages ## tests on a real cluster of two nodes: pods, users, killed kubelets and nodes, and the chart's whole life (root, Debian)
 	cd e2e && $(E2E) -count=1 ./cluster ./chart

@@ -143,7 +143,7 @@ func FuzzScanner(f *testing.F) {
 		}
 		names, items := 0, 0
 		var count visitor
-		count = func(step any, line int) visitor {
+		count = func(step any, _ int) visitor {
 			if _, named := step.(string); named {
 				names++
 			} else {

@@ -152,7 +152,7 @@ func (f *finder) object(at path, raw json.RawMessage, inherited members) {
 	if parts := f.containers(at, o, taken); len(parts) > 0 {
 		f.pod(at, o, inherited, parts, taken)
 	} else {
-		inherited = f.states(at, o, inherited, taken)
+		inherited = f.states(o, inherited, taken)
 		f.alone(at, o, taken)
 		for _, field := range deciding {
 			if value := string(o[field]); !taken[field] && value != "" && value != "false" && value != "null" && value != `""` {
@@ -204,7 +204,7 @@ func (f *finder) containers(at path, o members, taken map[string]bool) (found []
 			continue
 		}
 		podField := shape.field == shape.of
-		if !slices.ContainsFunc(list, isContainer) && !(podField && slices.ContainsFunc(list, holds)) {
+		if !slices.ContainsFunc(list, isContainer) && (!podField || !slices.ContainsFunc(list, holds)) {
 			continue
 		}
 		for i, item := range list {
@@ -228,7 +228,7 @@ func hasName(raw json.RawMessage) bool {
 
 // states returns what an object states for all pods below it, where its kind is
 // known to do so. Elsewhere a pod is not believed to be what something above says.
-func (f *finder) states(at path, o, inherited members, taken map[string]bool) members {
+func (f *finder) states(o, inherited members, taken map[string]bool) members {
 	from := o
 	switch {
 	case f.group == "argoproj.io":

@@ -314,9 +314,7 @@ func TestGeneratedRules(t *testing.T) {
 		if g.IntN(2) == 0 {
 			c.Processes[0].UID, c.Processes[0].Threads[0].UID = 0, 0
 		}
-		for _, name := range held {
-			c.Declared.Pod.Add = append(c.Declared.Pod.Add, name)
-		}
+		c.Declared.Pod.Add = append(c.Declared.Pod.Add, held...)
 		c.Declared.Pod.RunAsNonRoot = g.IntN(2) == 0
 		var offends capdecode.Set
 		for _, part := range parts {

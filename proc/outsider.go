@@ -59,7 +59,7 @@ func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
 	if o.owner = s.mounted(r, pid); o.owner == nil && !apart && !s.look.foreign {
 		return
 	}
-	if o.cgroup = s.cgroupOf(r, pid); o.cgroup == "/" && status.Threads <= 1 && r.exiting(pid) {
+	if o.cgroup = s.cgroupOf(r, pid); o.cgroup == "/" && r.exiting(pid) {
 		return
 	}
 	if g := s.lister(o.cgroup); g != nil && g.given && !g.alone {
