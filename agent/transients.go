@@ -58,12 +58,14 @@ func (t *transients) note(at time.Time, s *suspicion) (repeats bool) {
 		one = &transient{}
 		t.of[s.ContainerID] = one
 	}
-	if one.looks == 0 || !s.since.Equal(one.look) {
+	// A stranger in one look is most often a container that starts or ends: that it comes
+	// again is told, and is no finding.
+	if one.looks == 0 || tied(s.Finding) && !s.since.Equal(one.look) {
 		one.looks++
 	}
 	one.example, one.look, one.last = s.Finding, s.since, at
 	one.seen |= s.Capabilities
-	return one.looks > 1
+	return one.looks > 1 && tied(s.Finding)
 }
 
 // makeRoom forgets the container of which least is to be told, where there are too many.

@@ -79,7 +79,7 @@ func (s *scene) setuid(name string, steps ...string) *node.Container {
 // while its other threads stay root. It is found that it became root, and stays found.
 func TestRow09Thread(t *testing.T) {
 	t.Parallel()
-	s := begin(t)
+	s := begin(t, "cadence: {sweep: 2s, threads: 2s}") // threads are read once a minute else
 	c := s.setuid("root-thread", "caps=0", "leader=1000:1000:1000", "ready", "sleep")
 	hidden := false
 	for _, one := range tasksOf(t, c) {
