@@ -116,7 +116,9 @@ func (s *sweep) readNewcomers(read []reading) {
 				continue
 			}
 			o := reading{pid: pid, group: s.others, done: true}
-			s.readOutsider(r, pid, &o)
+			if s.readOutsider(r, pid, &o); o.vanished() {
+				o.process = nil // it came and went
+			}
 			read = append(read, o)
 		}
 		s.others.readings = append(slices.Clip(s.others.readings), read...)
