@@ -284,7 +284,15 @@ func (s *sweep) takeChildren(readings []reading) {
 			found = true
 			r := s.readers[0]
 			o.owner, o.process, o.cgroup = owner, new(drift.Process), s.cgroupOf(r, o.pid)
-			s.readStray(r, o.pid, o)
+			if g := s.lister(o.cgroup); g != nil && g.given && !g.alone {
+				owner, o.owner = g, nil // it came after that one's processes were listed
+			}
+			if o.cgroup == "/" && r.exiting(o.pid) {
+				continue
+			}
+			if s.readStray(r, o.pid, o); o.vanished() {
+				continue
+			}
 			s.take(owner, o.pid, o.process, o.born, o.err)
 			owners[o.pid] = owner
 		}
