@@ -208,7 +208,7 @@ func TestLargeAnswersWaitForEachOther(t *testing.T) {
 		return ctx.Err()
 	}
 	server := fake.Serve(t, node)
-	client := connect(t, server.Endpoint, 2*patience)
+	client := connect(t, server.Endpoint, 8*patience) // two large answers under the race detector need some of it
 	later := 0
 	for _, c := range inventory(t, client).Containers {
 		if strings.Contains(c.Reason, "not asked yet") && !c.Undeclared {

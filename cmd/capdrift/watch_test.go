@@ -135,7 +135,9 @@ func TestWatchShowsAnIncidentOnce(t *testing.T) {
 	publish(agent.FindingUpdated, other("o1", drift.NNPMissing, drift.High), "")
 	publish(agent.FindingResolved, worst, "ended")
 	publish(agent.FindingResolved, milder, "ended")
-	until(t, "the last change is told", func() bool { return strings.Count(lines.out.String(), "resolved") == 2 })
+	until(t, "the last change is told", func() bool {
+		return strings.Count(lines.out.String(), "resolved") == 2 && strings.Count(wide.out.String(), "resolved") == 2
+	})
 	lines.interrupt()
 	wide.interrupt()
 	var told []string
