@@ -66,7 +66,7 @@ func TestRuntimesThatGiveEverything(t *testing.T) {
 			containers: []drift.Container{pod("a", looksAlike), pod("b", looksAlike), pod("c")},
 			want:       slices.Concat(one[:1], one[:1], one[:1], one[1:], one[1:], one[1:]),
 		},
-		"unless its runtime is known":  {binary: "/usr/bin/sysbox-runc", containers: []drift.Container{pod("a")}, want: []string{about + all.String()}},
+		"unless its runtime is known": {binary: "/usr/bin/sysbox-runc", containers: []drift.Container{pod("a")}, want: []string{about + all.String()}},
 		"neither does one where another got what it should": {
 			containers: []drift.Container{pod("a"), pod("b"), pod("c", held(crio))}, want: append(slices.Clone(one), one...),
 		},
