@@ -134,10 +134,15 @@ const (
 )
 
 // readNewcomers reads processes that came while others were read, where some of those had
-// ended: one that starts its successor and ends is in no list of those that are there.
+// ended: one that starts its successor and ends is in no list of those that are there. Where
+// some of the newcomers end each time, that is said.
 func (s *sweep) readNewcomers(read []reading) {
 	known, r := s.all, s.readers[0]
-	for round := 0; round < newcomerRounds && s.ctx.Err() == nil && slices.ContainsFunc(read, reading.vanished); round++ {
+	for round := 0; slices.ContainsFunc(read, reading.vanished); round++ {
+		if round == newcomerRounds {
+			s.blind("processes that start others and end at once", "they came and went faster than they could be read")
+			return
+		}
 		all, err := r.allPIDs()
 		if err != nil {
 			return // it could be listed before, and what was read then counts
