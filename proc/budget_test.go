@@ -79,9 +79,18 @@ func (c *clocked) look(given ...drift.Container) drift.Sweep {
 }
 
 // TestOneCostlyContainerDelaysNoOther: what a costly container does not get read is told,
-// by its name, and nothing else is missed.
+// by its name, and nothing else is missed, in either pid namespace of the reader.
 func TestOneCostlyContainerDelaysNoOther(t *testing.T) {
+	for _, foreign := range []bool{false, true} {
+		t.Run(fmt.Sprintf("foreign=%v", foreign), func(t *testing.T) { oneCostlyContainer(t, foreign) })
+	}
+}
+
+func oneCostlyContainer(t *testing.T, foreign bool) {
 	c := clock(t, proc.Options{Time: 600 * time.Millisecond, LeadersOnly: true})
+	if foreign {
+		c.write("proc/self/status", string(c.capture("default", "status")))
+	}
 	costly := c.crowd(idA, 16*time.Millisecond, 100, 180)
 	cheap := c.crowd(idB, 50*time.Microsecond, 1000, 1100)
 	for look := range 5 {
