@@ -361,6 +361,7 @@ func (f forecast) foresee(m kube.Manifest, runtimes []string, imageUser *uint32)
 	for i, c := range m.Pod.Containers {
 		one, security := one, c.Security
 		one.Line = m.Lines[i]
+		security.PodFields = nil // they decide nothing that is predicted
 		one.Container, one.Role = c.Name, security.Role
 		f.predict(&one, &security, drift.Kubelet(security), runtimes, imageUser)
 		containers = append(containers, one)
