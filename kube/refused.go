@@ -31,11 +31,20 @@ type broken struct {
 // that is predicted. Each cites its function in Kubernetes v1.36.3,
 // pkg/apis/core/validation/validation.go.
 type validator struct {
-	spec     *podSpec
+	spec *podSpec
+	// passed says that the object was read from a cluster, whose API server may know more
+	// values than we do. Only what no version takes is refused.
+	passed   bool
 	refusals []broken
 }
 
 func (v *validator) refuse(at path, rule, function string) {
+	if !v.passed {
+		v.add(at, rule, function)
+	}
+}
+
+func (v *validator) add(at path, rule, function string) {
 	if len(v.refusals) < maxRefusals {
 		v.refusals = append(v.refusals, broken{at, rule + " (" + function + ")"})
 	}
@@ -44,10 +53,7 @@ func (v *validator) refuse(at path, rule, function string) {
 // refusals are those of a pod spec that stands at pod, and its containers, in the order
 // of [podSpec.parts], at the paths given.
 func (p *podSpec) refusals(meta metadata, pod path, containers []path) []broken {
-	if meta.UID != "" {
-		return nil // what a cluster gave has passed its API server
-	}
-	v := validator{spec: p}
+	v := validator{spec: p, passed: meta.UID != ""}
 	v.pod(pod)
 	n := 0
 	for _, part := range p.parts() {
@@ -200,7 +206,7 @@ func (v *validator) both(at path, s *securityContext, function string) {
 // id refuses what is no uid or gid. Source: apimachinery util/validation IsValidUserID.
 func (v *validator) id(at path, id int64, function string) {
 	if id < 0 || id > math.MaxInt32 {
-		v.refuse(at, fmt.Sprintf("must be between 0 and %d", math.MaxInt32), function)
+		v.add(at, fmt.Sprintf("must be between 0 and %d", math.MaxInt32), function)
 	}
 }
 

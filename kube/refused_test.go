@@ -93,12 +93,13 @@ func TestWhatTheAPIServerRefuses(t *testing.T) {
 }
 
 // TestRefusalsOfTemplates: the path is that of the object, and what came from a cluster
-// is not doubted.
+// is doubted only where no API server takes it.
 func TestRefusalsOfTemplates(t *testing.T) {
 	const deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web%s}\nspec:\n  template:\n    spec:\n      containers:\n      - {name: a}\n      - name: b\n        securityContext: {runAsUser: -1}\n"
 	for manifest, want := range map[string]string{
 		fmt.Sprintf(deployment, ""):         "[spec.template.spec.containers[1].securityContext.runAsUser (line 10): must be between 0 and 2147483647 (ValidateSecurityContext)]",
-		fmt.Sprintf(deployment, ", uid: u"): "[]",
+		fmt.Sprintf(deployment, ", uid: u"): "[spec.template.spec.containers[1].securityContext.runAsUser (line 10): must be between 0 and 2147483647 (ValidateSecurityContext)]",
+		strings.Replace(fmt.Sprintf(deployment, ", uid: u"), "runAsUser: -1", "procMount: Unmasked", 1): "[]",
 		aResource("argoproj.io", "Workflow", "{templates: [{container: {image: i, securityContext: {runAsUser: -1}}}]}"): "[spec.templates[0].container.securityContext.runAsUser (line 4): must be between 0 and 2147483647 (ValidateSecurityContext)]",
 	} {
 		all, err := ReadManifests(strings.NewReader(manifest), "in.yaml")
