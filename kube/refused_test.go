@@ -99,7 +99,7 @@ func TestRefusalsOfTemplates(t *testing.T) {
 	for manifest, want := range map[string]string{
 		fmt.Sprintf(deployment, ""):         "[spec.template.spec.containers[1].securityContext.runAsUser (line 10): must be between 0 and 2147483647 (ValidateSecurityContext)]",
 		fmt.Sprintf(deployment, ", uid: u"): "[spec.template.spec.containers[1].securityContext.runAsUser (line 10): must be between 0 and 2147483647 (ValidateSecurityContext)]",
-		strings.Replace(fmt.Sprintf(deployment, ", uid: u"), "runAsUser: -1", "procMount: Unmasked", 1): "[]",
+		strings.Replace(fmt.Sprintf(deployment, ", uid: u"), "runAsUser: -1", "procMount: Unmasked", 1):                  "[]",
 		aResource("argoproj.io", "Workflow", "{templates: [{container: {image: i, securityContext: {runAsUser: -1}}}]}"): "[spec.templates[0].container.securityContext.runAsUser (line 4): must be between 0 and 2147483647 (ValidateSecurityContext)]",
 	} {
 		all, err := ReadManifests(strings.NewReader(manifest), "in.yaml")
