@@ -73,6 +73,9 @@ type Loop struct {
 	// is left in the cgroup of one that ended meanwhile is held against it.
 	Former []drift.Container
 	Now    func() time.Time
+	// Used returns the processor time that the agent has used. Work that others can cause is
+	// spaced by what it cost; nil is by how long it took.
+	Used func() time.Duration
 	// After returns a channel that is sent to once, when the duration has passed.
 	After func(time.Duration) <-chan time.Time
 
@@ -173,7 +176,8 @@ type listing struct {
 
 // Events come as fast as whoever starts containers and processes likes. What they
 // cause waits a little, so that one look answers all that came meanwhile, and as long
-// as it takes to be a tenth of the time: hints never cost more than that of a core.
+// as it takes to be a tenth of the time: hints never cost more than that of a core. What
+// counts is processor time: on a node that is busy the agent waits, and costs nothing.
 const (
 	soonerList       = 100 * time.Millisecond
 	soonerMembership = 5 * time.Millisecond
@@ -189,8 +193,8 @@ type pace struct {
 	rest  time.Time // until then
 }
 
-// did enters that the work was done between the two times.
-func (p *pace) did(began, ended time.Time) { p.rest = ended.Add(restPerWork * ended.Sub(began)) }
+// did enters that work has ended, and what it cost.
+func (p *pace) did(ended time.Time, cost time.Duration) { p.rest = ended.Add(restPerWork * cost) }
 
 // in returns how long the work is to wait.
 func (p *pace) in(now time.Time) time.Duration { return max(p.least, p.rest.Sub(now)) }
@@ -211,14 +215,14 @@ func (l *Loop) Run(ctx context.Context) error {
 
 	// A runtime may hang: it is asked beside the loop, one question at a time.
 	listings, asking := make(chan listing, 1), false
-	var asked time.Time
+	var beforeList time.Duration
 	list := func() {
 		if !asking {
-			asking, asked = true, l.Now()
+			asking, beforeList = true, l.stamp()
 			go func(asked time.Time) {
 				inventory, err := l.Runtime.Inventory(ctx)
 				listings <- listing{inventory, asked, err}
-			}(asked)
+			}(l.Now())
 		}
 	}
 	list()
@@ -246,7 +250,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			if changed := l.inventory(answer); changed || confirming || len(waiting) > 0 {
 				l.look(ctx, len(waiting) > 0)
 			}
-			lists.did(asked, l.Now())
+			lists.did(l.Now(), l.since(beforeList))
 			for _, reply := range waiting {
 				view, _ := l.View()
 				reply <- view
@@ -260,9 +264,9 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.membership(ctx)
 			membership = l.After(l.Cadence.Membership)
 		case <-hintedMembership:
-			began := l.Now()
+			began := l.stamp()
 			l.membership(ctx)
-			memberships.did(began, l.Now())
+			memberships.did(l.Now(), l.since(began))
 			hintedMembership = nil
 		case <-confirm:
 			confirm = nil
@@ -312,6 +316,16 @@ func (l *Loop) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// stamp and since measure what work costs.
+func (l *Loop) stamp() time.Duration {
+	if l.Used != nil {
+		return l.Used()
+	}
+	return time.Duration(l.Now().UnixNano())
+}
+
+func (l *Loop) since(stamp time.Duration) time.Duration { return l.stamp() - stamp }
 
 // nextSweep is the time to the next sweep: the confirming time where something is
 // suspected that only a sweep shows, such as a thread or a container that nobody named,

@@ -223,6 +223,7 @@ func (r *rules) unread() bool {
 func (l *Loop) rule(atOnce bool) (changes []Change, judged bool) {
 	s, began := &l.state, l.Now()
 	r := &s.rules
+	stamp := l.stamp()
 	if !r.expiry.IsZero() && !began.Before(r.expiry) {
 		changes = l.accept()
 	}
@@ -240,7 +241,7 @@ func (l *Loop) rule(atOnce bool) (changes []Change, judged bool) {
 	}
 	now := l.Now()
 	changes = append(changes, s.ledger.take(sample{at: now, found: turn.found, over: turn.outcome})...)
-	r.pace.did(began, now)
+	r.pace.did(now, l.since(stamp))
 	return changes, len(turn.judged) > 0
 }
 

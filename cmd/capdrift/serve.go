@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/agent/metrics"
@@ -271,7 +272,7 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 		// A node is watched all the same: what was found by rules before stays open.
 		log.Error("the policy cannot be read, so no rule is judged until it can", "error", refused)
 	}
-	config := agent.Loop{Given: given, Policy: agent.PolicyUpdate{Policy: rules, Err: briefError(refused)}, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, After: time.After}
+	config := agent.Loop{Given: given, Policy: agent.PolicyUpdate{Policy: rules, Err: briefError(refused)}, Cadence: c.cadence(), Epoch: newEpoch(), Now: time.Now, Used: processorTime, After: time.After}
 	if kept != nil {
 		stored, inner = kept, kept
 		config.Open, config.BootID, config.Former = before.open, before.bootID, before.containers
@@ -348,4 +349,13 @@ func (p parts) run(ctx context.Context, c config, beside ...func(context.Context
 		group.Go(func() error { return serveMetrics(ctx, c.Metrics.Address, p.metrics.Handler()) })
 	}
 	return group.Wait()
+}
+
+// processorTime is what this process has used; getrusage(2).
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
