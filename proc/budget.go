@@ -322,18 +322,18 @@ func (s *sweep) nameOverdue(groups []*group) {
 			continue
 		}
 		if g.overdue != nil {
-			s.blind("what some processes of "+g.container.Label()+" hold now", g.overdue.String())
+			s.blind(drift.GapOverdue, "what some processes of "+g.container.Label()+" hold now", g.overdue.String())
 		}
 		if g.lateThreads > 0 {
-			s.blind(fmt.Sprintf("%d threads of %s", g.lateThreads, g.container.Label()),
+			s.blind(drift.GapOverdue, fmt.Sprintf("%d threads of %s", g.lateThreads, g.container.Label()),
 				fmt.Sprintf("reading its other threads took %v of processor time, which is its part of one look", g.share.used.Round(time.Millisecond)))
 		}
 	}
 	if n > most {
-		s.blind(fmt.Sprintf("what some processes of %d more containers hold now", n-most), "reading them takes more processor time than one look has")
+		s.blind(drift.GapOverdue, fmt.Sprintf("what some processes of %d more containers hold now", n-most), "reading them takes more processor time than one look has")
 	}
 	if o := s.others.overdue; o != nil {
-		s.blind("whether some processes in no known container are in one", o.String())
+		s.blind(drift.GapOverdue, "whether some processes in no known container are in one", o.String())
 	}
 }
 

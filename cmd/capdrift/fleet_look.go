@@ -47,7 +47,7 @@ func (s *podSpecs) of(ctx context.Context, node string) (drift.Pods, error) {
 func (s *podSpecs) join(ctx context.Context, node string, containers []*drift.Container) []drift.Limit {
 	pods, err := s.of(ctx, node)
 	if err != nil {
-		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true}}
+		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true, Code: drift.GapPodSpecs}}
 	}
 	var asked []*drift.Container
 	var joined []drift.Container
@@ -167,7 +167,7 @@ func confirmed(ctx context.Context, specs *podSpecs, before drift.Report, found 
 		limit(&before, drift.Limit{
 			What:  fmt.Sprintf("what became of suspicions about pod specs (%s)", many(len(found), "finding")),
 			Why:   "the agent did not look a second time: " + again.why.Error(),
-			Blind: true,
+			Blind: true, Code: drift.GapUnconfirmed,
 		})
 		return before
 	}
