@@ -33,6 +33,7 @@ const (
 	GapUnconfirmed   GapCode = "unconfirmed"          // a suspicion that no second look confirmed
 	GapRuntimeSilent GapCode = "runtime_silent"       // the runtime did not answer
 	GapStale         GapCode = "stale"                // looking at the node fails
+	GapPolicy        GapCode = "policy"               // an agent judges by another policy than it should
 	GapOther         GapCode = "other"                // it has no name of its own
 )
 

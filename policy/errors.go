@@ -202,6 +202,10 @@ func oneLine(message string) string {
 
 func sentence(suggestion string) string { return strings.TrimPrefix(suggestion, "; ") }
 
+// DidYouMean names the words nearest to one that nobody knows, as the end of a sentence:
+// "; did you mean a or b?", or nothing where none is near.
+func DidYouMean(written string, words []string) string { return didYouMean(written, words) }
+
 // didYouMean names the nearest words, as the end of a sentence, or nothing.
 func didYouMean(written string, words []string) string {
 	if len(written) > 60 {

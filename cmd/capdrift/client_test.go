@@ -369,7 +369,7 @@ func TestNobodyIsHeardForEver(t *testing.T) {
 	leakless(t)
 	socket := agentSocketOf(t, newTold(shop()))
 	for most, want := range map[int64]string{mostSaid: "", 1000: "more than anybody is to say"} {
-		_, err := (&clientOptions{agent: socket, most: most}).scan(t.Context())
+		_, err := (&clientOptions{agent: socket, most: most}).scan(t.Context(), false)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("of %d bytes: %v", most, err)
 		}

@@ -130,7 +130,7 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 		return err
 	}
 	defer f.close()
-	reports, err := f.look(ctx, errs, "")
+	reports, err := f.look(ctx, errs, "", false)
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 		return err
 	}
 	otherVersions(errs, answers)
-	if err := f.finish(errs, silent(answers)); err != nil {
+	if err := f.finish(errs, silent(answers), &gateOptions{}); err != nil {
 		return err
 	}
 	const most = 8

@@ -18,8 +18,11 @@ import (
 type holdings struct {
 	node     agentNode
 	items    []subject
-	accepted int          // findings, by exceptions
-	position *v1.Position // of the last page
+	accepted int            // findings, by exceptions
+	position *v1.Position   // of the last page
+	worst    drift.Severity // of what is listed and not accepted
+	outlook  outlook
+	inside   bool // something listed is in the namespace that is asked for
 }
 
 // overFleet gets of every node what get gets of one.
@@ -44,10 +47,17 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 	}
 	var undecided unjudged
 	accepted := 0
+	k, inside, namespaces := known{what: "there are findings of severity %s", gaps: f.gaps()}, false, []string(nil)
 	for i := range answers {
 		if a := &answers[i]; resource == "node" && a.why == nil {
 			a.said.node, a.why = nodeOf(a.told)
 		}
+		said := answers[i].said
+		for j := range said.outlook.gaps {
+			said.outlook.gaps[j].Node = answers[i].node // as Kubernetes calls it
+		}
+		k.worst, k.gaps = max(k.worst, said.worst), append(k.gaps, said.outlook.gaps...)
+		inside, namespaces = inside || said.inside, append(namespaces, said.outlook.namespaces...)
 		accepted += answers[i].said.accepted
 		for j := range answers[i].said.items {
 			answers[i].said.items[j].node = answers[i].node
@@ -77,7 +87,13 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 			fmt.Fprintf(errs, "capdrift: warning: %s: %s\n", printable(a.node), blind)
 		}
 	}
-	return f.finish(errs, list)
+	if undecided.count > 0 {
+		k.unknown = append(k.unknown, untold(undecided.first)...)
+	}
+	if k.broken = f.finish(errs, list, &o.gate); k.broken == nil && resource != "node" && name == "" && !inside {
+		k.broken = noNamespace(o.namespace, namespaces, "on the nodes that were asked")
+	}
+	return o.gate.decide(errs, k)
 }
 
 // listing asks one agent. That it has nothing of the name is no failure: another may.
@@ -91,14 +107,20 @@ func (o *getOptions) listing(ctx context.Context, c *client, resource, name stri
 		return l, err
 	}
 	l.position, err = q.each(ctx, resource, func(item subject) error {
+		l.inside = l.inside || item.pod() != nil
 		if item.isAccepted() {
 			if l.accepted++; !o.excepted.show {
 				return nil
 			}
+		} else if item.finding != nil {
+			l.worst = max(l.worst, item.finding.Severity)
 		}
 		l.items = append(l.items, item)
 		return nil
 	})
+	if err == nil && (o.gate.asked() || o.namespace != "" && !l.inside) {
+		l.outlook, err = c.outlook(ctx, o.gate.asked(), o.namespace)
+	}
 	return l, err
 }
 

@@ -544,11 +544,11 @@ func TestFleetWatchTellsWhatItFoundLast(t *testing.T) {
 	}
 	w.ended <- watchEnd{"worker-1", true, findingsError{errors.New("a finding is open")}}
 	var found findingsError
-	if err := w.run(t.Context()); !errors.As(err, &found) {
+	if err := w.run(t.Context(), t.Context()); !errors.As(err, &found) {
 		t.Errorf("got %v", err)
 	}
 	lost := watchEnd{"worker-1", false, errors.New("refused")}
-	if err := w.verdict([]watchEnd{lost, lost}); err == nil || strings.Contains(err.Error(), "more") {
+	if err := w.verdict(t.Context(), []watchEnd{lost, lost}); err == nil || strings.Contains(err.Error(), "more") {
 		t.Errorf("got %v", err)
 	}
 }
