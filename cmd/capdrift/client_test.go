@@ -151,6 +151,17 @@ func (f *told) Scan(context.Context) (agent.View, error) {
 // serveAgent serves the feed until stop is called, or the test ends.
 func serveAgent(tb testing.TB, feed *told, listener *rpc.Listener) (stop func()) {
 	tb.Helper()
+	return serveFeed(tb, feed, listener)
+}
+
+// feeder is what an agent is served from.
+type feeder interface {
+	agent.Feed
+	rpc.Scanner
+}
+
+func serveFeed(tb testing.TB, feed feeder, listener *rpc.Listener) (stop func()) {
+	tb.Helper()
 	service := rpc.NewService(feed, rpc.Options{
 		Identity: rpc.Identity{Version: "capdrift v1.2.3", Started: time.Now().Add(-30 * time.Hour), NodeName: "node-a"}, Scanner: feed, Now: time.Now,
 		Limits: rpc.Limits{Heartbeat: 20 * time.Millisecond, Stop: time.Second},

@@ -83,7 +83,7 @@ func TestExceptedFailsNothing(t *testing.T) {
 		"get findings --fail-on high --filter has(finding.exception)":                                                  exitFailed,
 		"get findings --fail-on high --allow-incomplete --filter has(finding.exception)":                               exitDone,
 		"get findings --fail-on high --filter finding.rule=='our-rule'":                                                exitFindings,
-		"audit --pack hygiene --fail-on critical --filter pod.namespace=='data'":                                       exitDone,
+		"audit --pack hygiene --fail-on critical --filter pod.namespace=='none'":                                       exitDone,
 		"scan --fail-on high --filter finding.rule=='our-rule'":                                                        exitFindings,
 		"watch --until-finding low --timeout 300ms --filter has(finding.exception)":                                    exitFailed,
 		"watch --until-finding low --allow-incomplete --timeout 300ms --filter has(finding.exception)":                 exitDone,
