@@ -85,3 +85,15 @@ func TestLoadGapsRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestDistance: a slip of the hand is one, whatever it is.
+func TestDistance(t *testing.T) {
+	for words, want := range map[[2]string]int{
+		{"shop", "shop"}: 0, {"shpo", "shop"}: 1, {"shp", "shop"}: 1, {"shoop", "shop"}: 1, {"shap", "shop"}: 1, {"ngnix", "nginx"}: 1,
+		{"", "shop"}: 4, {"shop", ""}: 4, {"", ""}: 0, {"abcd", "badc"}: 2, {"ca", "abc"}: 3,
+	} {
+		if got := distance(words[0], words[1]); got != want {
+			t.Errorf("%q is %d, want %d", words, got, want)
+		}
+	}
+}

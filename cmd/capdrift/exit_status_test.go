@@ -388,7 +388,7 @@ func TestProbesChangeNoStatus(t *testing.T) {
 	pack := written(t, "gate.yaml", gatePack)
 	for _, command := range []string{"scan", "audit --pack " + pack} {
 		for n := range 10 {
-			t.Run(fmt.Sprintf("%s %d", command[:5], n), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%.5s %d", command, n), func(t *testing.T) {
 				t.Parallel()
 				f, node := capturedNode(t, "cri-o-1.37.0", "hybrid"), load(t, "cri-o-1.37.0")
 				probe := f.probed(t)

@@ -107,7 +107,8 @@ type fleet struct {
 	*fleetOptions
 	cluster *kube.Cluster
 	members []member
-	chosen  bool // the nodes were named
+	chosen  bool // some nodes are asked, and not all
+	named   bool // by a person
 	// unlisted says why it is not known whether these are all nodes, nil when it is.
 	unlisted error
 	windows  []string // nodes on which no agent can be, and that nobody asked for by name
@@ -120,13 +121,19 @@ type member struct {
 	why   error // why it cannot be asked; nil when it can
 }
 
-// open finds the agents. Only what keeps all of them from being asked is an error.
-func (o *fleetOptions) open(ctx context.Context, nodes []string) (*fleet, error) {
+// open finds the agents of the nodes that a person names, or of all. Only what keeps all of them
+// from being asked is an error, and a name that no node has.
+func (o *fleetOptions) open(ctx context.Context, named []string) (*fleet, error) {
+	return o.openOn(ctx, named, true)
+}
+
+// openOn finds the agents of nodes, which exist where nobody named them.
+func (o *fleetOptions) openOn(ctx context.Context, nodes []string, named bool) (*fleet, error) {
 	cluster, err := kube.NewCluster(o.kube.loader())
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{fleetOptions: o, cluster: cluster, chosen: len(nodes) > 0}
+	f := &fleet{fleetOptions: o, cluster: cluster, chosen: len(nodes) > 0, named: named}
 	if err := f.find(ctx, nodes); err != nil {
 		cluster.Close()
 		return nil, err
@@ -148,8 +155,10 @@ func (f *fleet) find(ctx context.Context, nodes []string) error {
 	}
 	problems := make(map[string]string)
 	f.windows = nil
-	if err := f.exist(ctx, nodes, agents); err != nil {
-		return err
+	if f.named {
+		if err := f.exist(ctx, nodes, agents); err != nil {
+			return err
+		}
 	}
 	if len(nodes) == 0 {
 		all, err := f.cluster.Nodes(ctx)

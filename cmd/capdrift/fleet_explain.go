@@ -125,7 +125,7 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 	for _, pod := range pods {
 		nodes = append(nodes, pod.Node)
 	}
-	f, err := o.fleet.open(ctx, nodes)
+	f, err := o.fleet.openOn(ctx, nodes, false)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ type holdings struct {
 	position *v1.Position   // of the last page
 	worst    drift.Severity // of what is listed and not accepted
 	outlook  outlook
-	inside   bool // something listed is in the namespace that is asked for
+	names    []string // that there are, where one is asked for
+	inside   bool     // something listed is in the namespace that is asked for
 }
 
 // overFleet gets of every node what get gets of one.
@@ -103,7 +104,7 @@ func (o *getOptions) listing(ctx context.Context, c *client, resource, name stri
 	}
 	q := question{client: c, filter: o.filter, namespace: o.namespace, view: viewFor(o.format)}
 	if name != "" {
-		l.items, err = q.named(ctx, resource, name)
+		l.items, l.names, err = q.named(ctx, resource, name)
 		return l, err
 	}
 	l.position, err = q.each(ctx, resource, func(item subject) error {
@@ -144,8 +145,9 @@ func (o *getOptions) withPods(ctx context.Context, f *fleet, errs io.Writer, ans
 
 // oneOf fails unless one node has what is named.
 func oneOf(answers []answered[holdings], resource, name string, silent int) error {
-	var found []string
+	var found, names []string
 	for _, a := range answers {
+		names = append(names, a.said.names...)
 		for _, item := range a.said.items {
 			found = append(found, fmt.Sprintf("%s/%s (%s) on %s", podOf(item.pod()), item.called(), shortID(item.id()), printable(a.node)))
 		}
@@ -156,7 +158,7 @@ func oneOf(answers []answered[holdings], resource, name string, silent int) erro
 	}
 	switch {
 	case len(found) == 0:
-		return fmt.Errorf("there is no %s %s on %s%s; %s get %ss lists them", resource, printable(name), many(len(answers)-silent, "node"), unasked, pluginName, resource)
+		return fmt.Errorf("there is no %s %s on %s%s; %s get %ss lists them%s", resource, printable(name), many(len(answers)-silent, "node"), unasked, pluginName, resource, nearest(name, names))
 	case len(found) > 1:
 		return fmt.Errorf("%d %ss are called %s: %s; name one by its id, or its node with --node", len(found), resource, printable(name), strings.Join(found[:min(len(found), 8)], ", "))
 	}

@@ -499,7 +499,7 @@ func (j *joiner) end() error {
 
 // one finds the only one that the name means.
 func (q question) one(ctx context.Context, resource, name string) (subject, error) {
-	found, err := q.named(ctx, resource, name)
+	found, names, err := q.named(ctx, resource, name)
 	if err != nil {
 		return subject{}, err
 	}
@@ -509,7 +509,7 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 	}
 	switch {
 	case len(found) == 0:
-		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)
+		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them%s", resource, printable(name), where, resource, nearest(name, names))
 	case len(found) > 1:
 		var names []string
 		for _, item := range found[:min(len(found), 8)] {
@@ -520,8 +520,9 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 	return found[0], nil
 }
 
-// named finds what the name may mean. A single one comes with all that is known of it.
-func (q question) named(ctx context.Context, resource, name string) (found []subject, err error) {
+// named finds what the name may mean. A single one comes with all that is known of it; without
+// one, known are the names that there are.
+func (q question) named(ctx context.Context, resource, name string) (found []subject, known []string, err error) {
 	brief := q
 	brief.view = v1.ContainerView_CONTAINER_VIEW_BASIC
 	_, err = brief.each(ctx, resource, func(item subject) error {
@@ -533,18 +534,21 @@ func (q question) named(ctx context.Context, resource, name string) (found []sub
 			item.container != nil && (!item.container.Sandbox || strings.HasPrefix(item.id(), name)) && isNamed(*item.container, name) {
 			found = append(found, item)
 		}
+		if item.container != nil {
+			known = append(known, namesFor(*item.container)...)
+		}
 		return nil
 	})
 	switch {
 	case errors.Is(err, errFound):
 		found = found[:1]
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
 	if len(found) == 1 && resource == "container" && q.view == v1.ContainerView_CONTAINER_VIEW_FULL {
 		found[0], err = q.whole(ctx, found[0].id())
 	}
-	return found, err
+	return found, known, err
 }
 
 var errFound = errors.New("found")

@@ -13,11 +13,16 @@ import (
 func namesOf(containers []drift.Container, name func(drift.Container) string) []string {
 	var names []string
 	for _, c := range containers {
-		if one := name(c); one != "" && !slices.Contains(names, one) {
+		if one := name(c); one != "" {
 			names = append(names, one)
 		}
 	}
-	return names
+	return once(names)
+}
+
+func once(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func namespaceOf(c drift.Container) string {
@@ -38,5 +43,5 @@ func noNamespace(namespace string, known []string, where string) error {
 
 // nearest names what may have been meant, as the end of a sentence.
 func nearest(written string, known []string) string {
-	return printable(policy.DidYouMean(written, known))
+	return printable(policy.DidYouMean(written, once(slices.Clone(known))))
 }
