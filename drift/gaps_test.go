@@ -44,6 +44,7 @@ func TestGaps(t *testing.T) {
 	second.ID = "h"
 	part := Container{ID: "p", Name: "app", Pod: &Pod{Namespace: "shop", Name: "web-0"}, Observation: Partial, Reason: "cut"}
 	probed := Container{ID: "e", Name: "probed", Observation: Observed, Processes: []Process{{Observation: Starting}}}
+	unread := Container{ID: "u", Observation: Observed}
 	hidden := Limit{What: "processes of other users", Why: "hidepid", Blind: true, Code: GapHidden}
 	for name, row := range map[string]struct {
 		containers []Container
@@ -51,17 +52,23 @@ func TestGaps(t *testing.T) {
 		of         func(*Container) bool
 		want       []string
 	}{
-		"nothing is missing":             {nil, []Limit{{What: "weaker"}}, nil, nil},
-		"a handler is one gap":           {[]Container{guest, second}, nil, nil, []string{"guest handler/runsc"}},
-		"a container by its names":       {[]Container{part}, nil, nil, []string{"container_partial container/shop/web-0/app"}},
-		"a probe that starts":            {[]Container{probed}, nil, nil, []string{"starting container/probed"}},
-		"a limit by its code":            {nil, []Limit{hidden}, nil, []string{"processes_hidden node"}},
-		"a limit without a code":         {nil, []Limit{{What: "x", Blind: true}}, nil, []string{"other node"}},
-		"only what is asked for":         {[]Container{guest, part}, nil, func(c *Container) bool { return c.ID == "p" }, []string{"container_partial container/shop/web-0/app"}},
-		"nothing that is asked for":      {[]Container{guest, part}, nil, func(c *Container) bool { return c.ID == "x" }, nil},
-		"the node's own is always asked": {[]Container{guest}, []Limit{hidden}, func(*Container) bool { return false }, []string{"processes_hidden node"}},
+		"processes that no container tells of": {[]Container{unread}, nil, nil, []string{"processes_unreadable node"}},
+		"processes of a container in part":     {[]Container{unread, part}, nil, nil, []string{"container_partial container/shop/web-0/app"}},
+		"nothing is missing":                   {nil, []Limit{{What: "weaker"}}, nil, nil},
+		"a handler is one gap":                 {[]Container{guest, second}, nil, nil, []string{"guest handler/runsc"}},
+		"a container by its names":             {[]Container{part}, nil, nil, []string{"container_partial container/shop/web-0/app"}},
+		"a probe that starts":                  {[]Container{probed}, nil, nil, []string{"starting container/probed"}},
+		"a limit by its code":                  {nil, []Limit{hidden}, nil, []string{"processes_hidden node"}},
+		"a limit without a code":               {nil, []Limit{{What: "x", Blind: true}}, nil, []string{"other node"}},
+		"only what is asked for":               {[]Container{guest, part}, nil, func(c *Container) bool { return c.ID == "p" }, []string{"container_partial container/shop/web-0/app"}},
+		"nothing that is asked for":            {[]Container{guest, part}, nil, func(c *Container) bool { return c.ID == "x" }, nil},
+		"the node's own is always asked":       {[]Container{guest}, []Limit{hidden}, func(*Container) bool { return false }, []string{"processes_hidden node"}},
 	} {
-		r := Report{Node: Node{Name: "worker-1"}, Containers: row.containers, Coverage: Coverage{Limits: row.limits}}
+		unreadable := 0
+		if slices.ContainsFunc(row.containers, func(c Container) bool { return c.ID == unread.ID }) {
+			unreadable = 2
+		}
+		r := Report{Node: Node{Name: "worker-1"}, Containers: row.containers, Coverage: Coverage{Limits: row.limits, Processes: ProcessCoverage{Unreadable: unreadable}}}
 		r.Cover()
 		var got []string
 		for _, gap := range r.Gaps(row.of) {

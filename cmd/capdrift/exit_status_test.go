@@ -128,6 +128,7 @@ func TestExitStatus(t *testing.T) {
 		}, guest), cluster: func(c *cluster) {
 			c.Put("pods", kubefake.Object{"metadata": kubefake.Object{"namespace": "data", "name": "db-0", "uid": "u2"}, "spec": kubefake.Object{"nodeName": "worker-1", "containers": []kubefake.Object{{"name": "nginx"}}}, "status": kubefake.Object{"phase": "Running"}})
 		}, but: map[string]string{"scan": "--container nonroot", "audit": "--filter name!='default'"}},
+		{name: "A filter about findings does not leave out a gap", of: "laf", here: unreadableNode, report: guest, flags: "--filter finding.kind=='none'", but: map[string]string{"audit": "", "… audit": ""}},
 		{name: "A process is being started in the first look, and read in a later one", of: "laf", here: startingNode(true), report: starting, turns: 4},
 		{name: "A process is being started, and takes longer than is waited for", of: "laf", here: startingNode(false), report: starting},
 		{name: "No runtime answers", of: "laf", here: silentNode, report: func(r *drift.Report) {
