@@ -115,7 +115,7 @@ func (t *transients) limits() (list []drift.Limit) {
 		list = append(list, drift.Limit{
 			What:  fmt.Sprintf("what became of suspicions seen in one look only (%d): %s", one.looks, one.example.Label()),
 			Why:   one.example.Message + "; it had ended, or given that up, before a second look, or nobody could look again",
-			Blind: true, Code: drift.GapUnconfirmed,
+			Blind: true, Code: drift.GapUnconfirmed, Object: drift.GapObject(one.example.Label()),
 		})
 	}
 	if looks > 0 {

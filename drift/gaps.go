@@ -118,7 +118,7 @@ func (g *gaps) container(c *Container) {
 		g.add(code, object, why)
 	}
 	if starting > 0 {
-		g.add(GapStarting, objectOf(c), "an OCI runtime is starting a process in it")
+		g.add(GapStarting, GapObject(c.Label()), "an OCI runtime is starting a process in it")
 	}
 }
 
@@ -153,9 +153,10 @@ func gapOf(c *Container) (code GapCode, object, why string) {
 	case UnsupportedRuntime:
 		return GapGuest, "handler/" + cmp.Or(c.RuntimeHandler, "default"), c.Reason
 	case Unreadable:
-		return GapUnreadable, objectOf(c), c.Reason
+		return GapUnreadable, GapObject(c.Label()), c.Reason
 	}
-	return GapPartial, objectOf(c), c.Reason
+	return GapPartial, GapObject(c.Label()), c.Reason
 }
 
-func objectOf(c *Container) string { return "container/" + strings.TrimPrefix(c.Label(), "container ") }
+// GapObject is what a gap calls a container that people call by this label.
+func GapObject(label string) string { return "container/" + strings.TrimPrefix(label, "container ") }
