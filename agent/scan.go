@@ -131,8 +131,9 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 		current, pending = next, pending.After(next.sweep.Containers, s.Now())
 	}
 	verdict.end(current)
-	if kept, left := pending.Without(current.sweep.Containers); left > 0 {
-		current.sweep.Containers, current.limits = kept, append(current.limits, drift.Newcomers(left))
+	kept, newcomers := pending.Without(current.sweep.Containers)
+	if current.sweep.Containers = kept; newcomers != nil {
+		current.limits = append(current.limits, *newcomers)
 	}
 
 	report := drift.Report{

@@ -63,14 +63,17 @@ func halfSeen(c *Container) bool {
 }
 
 // Without returns the containers without the processes that a runtime began to start since the
-// first look, which it says nothing of, and how many there are.
-func (p Pending) Without(containers []Container) (kept []Container, left int) {
+// first look. What is left out is said by a limit, nil where nothing is.
+func (p Pending) Without(containers []Container) (kept []Container, said *Limit) {
+	left, first := 0, ""
 	kept = make([]Container, len(containers))
 	for i, c := range containers {
 		processes := make([]Process, 0, len(c.Processes))
 		for _, process := range c.Processes {
 			if process.Observation == Starting && !p.processes[startingProcess{c.ID, process.PID, process.StartTime}] {
-				left++
+				if left++; left == 1 {
+					first = c.Label()
+				}
 				continue
 			}
 			processes = append(processes, process)
@@ -78,13 +81,11 @@ func (p Pending) Without(containers []Container) (kept []Container, left int) {
 		c.Processes = processes
 		kept[i] = c
 	}
-	return kept, left
-}
-
-// Newcomers is the limit that says how many processes [Pending.Without] left out.
-func Newcomers(left int) Limit {
-	return Limit{
-		What: fmt.Sprintf("%d processes that an OCI runtime began to start after the first look", left),
+	if left == 0 {
+		return containers, nil
+	}
+	return kept, &Limit{
+		What: fmt.Sprintf("%d processes that an OCI runtime began to start after the first look, in %s for one", left, first),
 		Why:  "they had executed nothing yet, and the report is about the moment before; the next one sees them",
 	}
 }

@@ -31,9 +31,9 @@ func settle(ctx context.Context, ask func(context.Context) (drift.Report, error)
 		}
 		report, pending = next, pending.After(next.Containers, next.TakenAt)
 	}
-	if kept, left := pending.Without(report.Containers); left > 0 {
-		report.Containers = kept
-		report.Coverage.Limits = append(report.Coverage.Limits, drift.Newcomers(left))
+	kept, newcomers := pending.Without(report.Containers)
+	if newcomers != nil {
+		report.Containers, report.Coverage.Limits = kept, append(report.Coverage.Limits, *newcomers)
 		report.Cover()
 	}
 	return report, nil
