@@ -599,7 +599,7 @@ func TestFleetNamesThatAreNotThere(t *testing.T) {
 		"audit --node worker-11 --allow-missing --pack " + pack:       "there is no node worker-11",
 		"get findings --node worker-1 --node wroker-2":                "there is no node wroker-2 in the cluster; did you mean worker-2 or worker-1?",
 		"get node worker-11":                                          "there is no node worker-11",
-		"watch --node worker-11 --allow-missing":                      "there is no node worker-11",
+		"watch --node worker-11 --allow-missing --timeout 5s":         "there is no node worker-11",
 	} {
 		if _, stderr, status := capture(t, c.args(strings.Fields(args)...)...); status != exitFailed || !strings.Contains(stderr, want) {
 			t.Errorf("%s: status %d, %s, want %q", args, status, stderr, want)
