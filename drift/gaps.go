@@ -122,20 +122,38 @@ func (g *gaps) container(c *Container) {
 	}
 }
 
+// Disagrees reports whether the coverage counts more than the containers show, as where the two
+// were asked for one after the other and something changed between. Another answer may agree.
+func (r *Report) Disagrees() bool {
+	if r.Coverage.Complete {
+		return false
+	}
+	g := gaps{report: r}
+	for i := range r.Containers {
+		g.container(&r.Containers[i])
+	}
+	return g.starts() || g.unread() || g.miscounts()
+}
+
+func (g *gaps) starts() bool { return g.report.Coverage.Processes.Starting > g.starting }
+func (g *gaps) unread() bool { return g.report.Coverage.Processes.Unreadable > 0 && !g.partial }
+func (g *gaps) miscounts() bool {
+	return g.report.Coverage.Containers.Running-g.report.Coverage.Containers.Observed > g.unseen
+}
+
 // untold adds what the counts tell of and the lists do not, as where a report's containers
 // were not all handed on.
 func (g *gaps) untold() {
-	cover := g.report.Coverage
-	if cover.Processes.Starting > g.starting {
+	if g.starts() {
 		g.add(GapStarting, WholeNode, "an OCI runtime is starting processes")
 	}
-	if cover.Processes.Unreadable > 0 && !g.partial {
+	if g.unread() {
 		g.add(GapProcesses, WholeNode, "some processes of containers could not be read")
 	}
-	if cover.Threads.Skipped > 0 {
+	if g.report.Coverage.Threads.Skipped > 0 {
 		g.add(GapThreads, WholeNode, "not all threads were read")
 	}
-	if cover.Containers.Running-cover.Containers.Observed > g.unseen || len(g.list) == 0 && !g.unasked {
+	if g.miscounts() || len(g.list) == 0 && !g.unasked {
 		g.add(GapOther, WholeNode, "the coverage is incomplete, and does not say by what")
 	}
 }

@@ -82,6 +82,33 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+func TestReportDisagrees(t *testing.T) {
+	part := Container{ID: "p", Observation: Partial, Processes: []Process{{Observation: Starting}}}
+	r := Report{Containers: []Container{part}}
+	r.Coverage.Processes.Unreadable = 1
+	r.Cover()
+	if r.Disagrees() {
+		t.Errorf("the coverage is of these very containers: %+v", r.Coverage)
+	}
+	for name, change := range map[string]func(*Coverage){
+		"more is starting": func(c *Coverage) { c.Processes.Starting++ },
+		"more were made":   func(c *Coverage) { c.Containers.Running++ },
+	} {
+		other := r
+		if change(&other.Coverage); !other.Disagrees() {
+			t.Errorf("%s: it agrees: %+v", name, other.Coverage)
+		}
+	}
+	r.Containers = []Container{{ID: "p", Observation: Observed}}
+	r.Coverage.Containers, r.Coverage.Processes.Starting = ContainerCoverage{Running: 1, Observed: 1}, 0
+	if !r.Disagrees() {
+		t.Error("a process could not be read in no container, and it agrees")
+	}
+	if r.Coverage.Complete = true; r.Disagrees() {
+		t.Error("a complete report disagrees")
+	}
+}
+
 func TestPendingContainers(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, row := range map[string]struct {

@@ -14,14 +14,14 @@ import (
 const mostAsked = 6
 
 // settle asks again, with a pause, until everything that the first answer could not read yet was
-// read. A later answer that fails leaves the one before it.
+// read, and an answer is of one moment. A later answer that fails leaves the one before it.
 func settle(ctx context.Context, ask func(context.Context) (drift.Report, error)) (drift.Report, error) {
 	report, err := ask(ctx)
 	if err != nil {
 		return report, err
 	}
 	pending := drift.PendingOf(report.Containers)
-	for n := 1; n < mostAsked && pending.Any(); n++ {
+	for n := 1; n < mostAsked && (pending.Any() || report.Disagrees()); n++ {
 		if wait(ctx, betweenLooks) != nil {
 			break
 		}
@@ -67,8 +67,8 @@ func (c *client) settled(ctx context.Context, ask func(context.Context) (drift.R
 }
 
 // view is what an agent sees now, of which only the node, the coverage and the containers are
-// asked for.
-func (c *client) view(ctx context.Context) (drift.Report, error) {
+// asked for, with as much of each as a view has.
+func (c *client) view(ctx context.Context, view v1.ContainerView) (drift.Report, error) {
 	node, err := c.GetNode(ctx, &v1.GetNodeRequest{})
 	switch {
 	case err != nil:
@@ -80,7 +80,7 @@ func (c *client) view(ctx context.Context) (drift.Report, error) {
 	if err != nil {
 		return report, err
 	}
-	_, err = question{client: c, view: v1.ContainerView_CONTAINER_VIEW_FULL}.each(ctx, "container", func(item subject) error {
+	_, err = question{client: c, view: view}.each(ctx, "container", func(item subject) error {
 		report.Containers = append(report.Containers, *item.container)
 		return nil
 	})
@@ -93,13 +93,16 @@ type outlook struct {
 	namespaces []string // of the containers
 }
 
-// outlook asks an agent for what a gate has to know, or for the namespaces alone.
+// outlook asks an agent for what a gate has to know, or else for the namespaces alone.
 func (c *client) outlook(ctx context.Context, gate bool, namespace string) (o outlook, err error) {
-	ask := c.view
-	if gate {
-		ask = func(ctx context.Context) (drift.Report, error) { return c.settled(ctx, c.view) }
+	if !gate {
+		report, err := c.view(ctx, v1.ContainerView_CONTAINER_VIEW_BASIC)
+		o.namespaces = namesOf(report.Containers, namespaceOf)
+		return o, err
 	}
-	report, err := ask(ctx)
+	report, err := c.settled(ctx, func(ctx context.Context) (drift.Report, error) {
+		return c.view(ctx, v1.ContainerView_CONTAINER_VIEW_FULL) // which tells what is starting
+	})
 	if err != nil {
 		return o, err
 	}
