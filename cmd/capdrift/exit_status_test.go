@@ -85,7 +85,11 @@ func TestExitStatus(t *testing.T) {
 		}
 	}
 	hidden := func(r *drift.Report) {
-		r.Coverage.Limits = append(r.Coverage.Limits, drift.Limit{What: "processes of other users", Why: "hidepid", Blind: true, Code: drift.GapHidden})
+		r.Coverage.Limits = append(r.Coverage.Limits, drift.Limit{What: "processes of other users", Why: "hidepid", Blind: true, Code: drift.GapHidden},
+			drift.Limit{What: "containers in containerd's namespace moby", Why: "refused", Blind: true, Code: drift.GapOtherRuntime, Object: "containerd/moby"})
+	}
+	old := func(r *drift.Report) {
+		r.Coverage.Limits = append(r.Coverage.Limits, drift.Limit{What: "no_new_privs", Why: "an old kernel", Blind: true, Code: drift.GapNoNewPrivs})
 	}
 	gap := situation{of: "laf", here: unreadableNode, report: guest}
 	with := func(s situation, name, flags string) situation {
@@ -119,7 +123,8 @@ func TestExitStatus(t *testing.T) {
 		with(gap, "The same, accepted by name", "--exceptions "+files["gaps"]),
 		with(gap, "The same, and the acceptance has expired", "--exceptions "+files["expired"]),
 		with(gap, "The same, with `--fail-on-expired`", "--fail-on-expired --exceptions "+files["expired"]),
-		{name: "A new gap beside one that is accepted", of: "af", report: both(guest, hidden), flags: "--exceptions " + files["gaps"]},
+		{name: "hidepid, and a namespace of containerd that cannot be listed, accepted by name", of: "af", report: hidden, flags: "--exceptions " + files["gaps"]},
+		{name: "A new gap beside one that is accepted", of: "af", report: both(guest, old), flags: "--exceptions " + files["gaps"]},
 		{name: "Something is found at the level, beside a gap", of: "laf", here: foundUnreadableNode, report: both(guest, finding(drift.High, ""))},
 		{name: "The gap is in another namespace than `-n` asks for", of: "laf", here: unreadableNode, flags: "-n data", report: both(func(r *drift.Report) {
 			c := r.Containers[0]
@@ -289,6 +294,8 @@ func exceptionFiles(t *testing.T) map[string]string {
 	const gaps = `coverage:
   - {id: guests, gaps: [guest], node: "*", object: handler/runsc, owner: us@ours.example, reason: R, expires: END}
   - {id: partial, gaps: [container_partial], node: node-a, object: container/default/default/default, owner: us@ours.example, reason: R, expires: END}
+  - {id: hidden, gaps: [processes_hidden], node: "*", object: node, owner: us@ours.example, reason: R, expires: END}
+  - {id: moby, gaps: [other_runtime], node: "*", object: containerd/moby, owner: us@ours.example, reason: R, expires: END}
   - {id: nodes, gaps: [no_agent, windows_node], node: "*", object: node, owner: us@ours.example, reason: R, expires: END}
 `
 	const failures = `exceptions:
