@@ -250,12 +250,13 @@ func (s Scanner) hops(node drift.Node, runtime drift.Runtime, seen *look) {
 	for _, c := range seen.sweep.Containers {
 		seen.candidates = append(seen.candidates, drift.Hops(node, seen.expectations, c)...)
 	}
+	seen.candidates = seen.expectations.Fold(seen.candidates)
 }
 
 // unsettled reports whether another look could say more: something suspicious is
-// not confirmed yet, or a runtime has not finished starting a process.
+// not confirmed yet, a runtime has not finished starting a process, or some were missed.
 func (l look) unsettled(confirmed map[string]drift.Finding) bool {
-	return len(l.suspicions(confirmed)) > 0 || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
+	return len(l.suspicions(confirmed)) > 0 || drift.Missed(l.sweep.Limits) || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
 		return slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.Observation == drift.Starting })
 	})
 }

@@ -79,6 +79,11 @@ func process(pid int, bounding capdecode.Set) drift.Process {
 	}
 }
 
+func misses(s drift.Sweep) drift.Sweep {
+	s.Limits = []drift.Limit{{What: "processes", Why: "they came and went", Blind: true, Code: drift.GapMissed}}
+	return s
+}
+
 func later(p drift.Process) drift.Process {
 	p.StartTime++
 	return p
@@ -124,6 +129,8 @@ func TestScan(t *testing.T) {
 		"a stage that takes three looks is awaited":         {[]drift.Sweep{sees(fine, stage(11, sysAdmin)), sees(fine, stage(11, sysAdmin)), sees(fine, stage(11, sysAdmin)), sees(fine)}, 3, nil, true},
 		"probes at every look are not awaited for ever":     {[]drift.Sweep{sees(fine, stage(11, sysAdmin)), sees(fine, stage(12, sysAdmin))}, 2, nil, true},
 		"a pid that comes again is another process":         {[]drift.Sweep{sees(fine, stage(11, sysAdmin)), sees(fine, later(stage(11, sysAdmin)))}, 2, nil, true},
+		"processes that one look missed":                    {[]drift.Sweep{misses(sees(fine)), sees(fine)}, 1, nil, true},
+		"processes that every look misses":                  {[]drift.Sweep{misses(sees(fine))}, 2, nil, false},
 		"a probe that begins beside a suspicion":            {[]drift.Sweep{sees(fine, excess), sees(fine, excess, stage(12, sysAdmin))}, 2, []drift.Kind{drift.BoundingExcess}, true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package drift
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -55,6 +56,12 @@ func (p Pending) After(containers []Container, at time.Time) Pending {
 		next.containers = next.containers || halfSeen(c) && (c.Reason == beingStarted || !c.Created.IsZero() && at.Sub(c.Created) < justMade)
 	}
 	return next
+}
+
+// Missed reports whether processes came and went faster than they could be read, of which another
+// look may miss none.
+func Missed(limits []Limit) bool {
+	return slices.ContainsFunc(limits, func(l Limit) bool { return l.Blind && l.Code == GapMissed })
 }
 
 // halfSeen reports whether not all was seen of a container that the host's /proc can show.

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 
@@ -23,6 +24,7 @@ type origins struct {
 
 	learn     sync.Once
 	byMount   map[int]string   // by the id of a mount of its first process: container
+	shared    map[int]bool     // mounts that first processes of several containers have
 	byStarter map[int][]string // by the parent of their first processes, a shim: containers
 	pods      map[string]drift.Pod
 }
@@ -31,7 +33,10 @@ type origins struct {
 func (o *origins) learnt(r *reader, nodeMount int) *origins {
 	o.learn.Do(func() {
 		o.byMount, o.byStarter, o.pods = make(map[int]string), make(map[int][]string), make(map[string]drift.Pod)
+		o.shared = make(map[int]bool)
+		joins := make(map[string]bool) // containers that may enter others' mount namespaces
 		for _, c := range o.containers {
+			joins[c.ID] = c.Declared.OCI == nil || c.Declared.OCI.Ceiling().Has(capSysAdmin)
 			if c.Pod != nil {
 				o.pods[c.ID] = *c.Pod
 			}
@@ -39,7 +44,12 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 				continue
 			}
 			for _, id := range parseMounts(r.mountText(c.InitPID)) {
-				if id != nodeMount {
+				if id == nodeMount {
+					continue
+				}
+				other := o.byMount[id]
+				o.shared[id] = other != ""
+				if other == "" || joins[other] && !joins[c.ID] { // they are its who cannot have joined; setns(2)
 					o.byMount[id] = c.ID
 				}
 			}
@@ -144,10 +154,12 @@ func (r *reader) origin(l *look, c *drift.Container, p *drift.Process) (lineage 
 		}
 		next = parent
 	}
-	if of := known.byMount[lineage.Mount]; of != "" {
+	of := known.byMount[lineage.Mount]
+	if of != "" && !known.shared[lineage.Mount] {
 		lineage.Origin = of // more than who adopted it says
-	} else if lineage.Origin == "" {
-		lineage.Origin = known.byParent(c, lineage)
+	}
+	if lineage.Origin == "" {
+		lineage.Origin = cmp.Or(known.byParent(c, lineage), of)
 	}
 	l.evidence(r, p.PID, lineage)
 	return lineage, forked

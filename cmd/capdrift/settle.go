@@ -21,7 +21,7 @@ func settle(ctx context.Context, ask func(context.Context) (drift.Report, error)
 		return report, err
 	}
 	pending := drift.PendingOf(report.Containers)
-	for n := 1; n < mostAsked && (pending.Any() || report.Disagrees()); n++ {
+	for n := 1; n < mostAsked && (pending.Any() || report.Disagrees() || drift.Missed(report.Coverage.Limits)); n++ {
 		if wait(ctx, betweenLooks) != nil {
 			break
 		}
