@@ -681,17 +681,17 @@ func (l *Loop) view(open []drift.Finding) View {
 	}
 	if s.failure != nil {
 		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
-			What: "what was declared for containers since the runtime answered last", Why: s.failure.Error(), Blind: true,
+			What: "what was declared for containers since the runtime answered last", Why: s.failure.Error(), Blind: true, Code: drift.GapRuntimeSilent,
 		})
 	}
 	if look, known := s.components["proc"]; known && !look.OK {
 		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
-			What: "what changed since " + report.TakenAt.Format(time.RFC3339), Why: "looking at the node fails: " + look.Why, Blind: true,
+			What: "what changed since " + report.TakenAt.Format(time.RFC3339), Why: "looking at the node fails: " + look.Why, Blind: true, Code: drift.GapStale,
 		})
 	}
 	if s.missed > 0 {
 		report.Coverage.Limits = append(report.Coverage.Limits, drift.Limit{
-			What: fmt.Sprintf("%d processes", s.missed), Why: "they appeared and ended faster than they could be read", Blind: true,
+			What: fmt.Sprintf("%d processes", s.missed), Why: "they appeared and ended faster than they could be read", Blind: true, Code: drift.GapMissed,
 		})
 	}
 	report.Cover()

@@ -53,6 +53,10 @@ type Scanner struct {
 // what appeared only in the second look.
 const maxLooks = 3
 
+// maxWaits bounds how often it looks because something that was there in the first look is not
+// to be read yet, as while a runtime starts it.
+const maxWaits = 6
+
 // verdict is what the looks of one scan agree on, and what they do not.
 type verdict struct {
 	confirmed  map[string]drift.Finding
@@ -113,7 +117,8 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 	}
 	current.at = started
 	verdict := verdict{confirmed: make(map[string]drift.Finding), transients: newTransients()}
-	for n := 1; n < maxLooks && current.unsettled(verdict.confirmed); n++ {
+	pending := drift.PendingOf(current.sweep.Containers)
+	for n := 1; n < maxLooks && current.unsettled(verdict.confirmed) || n < maxWaits && pending.Any(); n++ {
 		if err := s.Wait(ctx, s.Between); err != nil {
 			return drift.Report{}, fmt.Errorf("waiting for another look: %w", err)
 		}
@@ -123,9 +128,13 @@ func (s Scanner) Scan(ctx context.Context) (drift.Report, error) {
 		}
 		next.at = started.Add(time.Duration(n) * s.Between)
 		verdict.compare(current, next)
-		current = next
+		current, pending = next, pending.After(next.sweep.Containers, s.Now())
 	}
 	verdict.end(current)
+	kept, newcomers := pending.Without(current.sweep.Containers)
+	if current.sweep.Containers = kept; newcomers != nil {
+		current.limits = append(current.limits, *newcomers)
+	}
 
 	report := drift.Report{
 		Schema: drift.Schema, Node: node, Runtime: current.runtime, TakenAt: started.UTC(),
@@ -197,7 +206,7 @@ func (s Scanner) look(ctx context.Context, node drift.Node, before []drift.Conta
 	seen.limits = append(seen.limits, s.join(ctx, sweep.Containers)...)
 	if failure != nil {
 		seen.limits = append(seen.limits, drift.Limit{
-			What: "what was declared for any container", Why: failure.Error(), Blind: true,
+			What: "what was declared for any container", Why: failure.Error(), Blind: true, Code: drift.GapRuntimeSilent,
 		})
 	}
 	for i := range sweep.Containers {
@@ -228,7 +237,7 @@ func (s Scanner) join(ctx context.Context, containers []drift.Container) []drift
 	}
 	pods, err := s.Pods.Pods(ctx)
 	if err != nil {
-		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true}}
+		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true, Code: drift.GapPodSpecs}}
 	}
 	return drift.Join(containers, pods)
 }
@@ -244,10 +253,10 @@ func (s Scanner) hops(node drift.Node, runtime drift.Runtime, seen *look) {
 	seen.candidates = seen.expectations.Fold(seen.candidates)
 }
 
-// unsettled tells whether another look could say more: something suspicious is
-// not confirmed yet, or a runtime has not finished starting a process.
+// unsettled reports whether another look could say more: something suspicious is
+// not confirmed yet, a runtime has not finished starting a process, or some were missed.
 func (l look) unsettled(confirmed map[string]drift.Finding) bool {
-	return len(l.suspicions(confirmed)) > 0 || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
+	return len(l.suspicions(confirmed)) > 0 || drift.Missed(l.sweep.Limits) || slices.ContainsFunc(l.sweep.Containers, func(c drift.Container) bool {
 		return slices.ContainsFunc(c.Processes, func(p drift.Process) bool { return p.Observation == drift.Starting })
 	})
 }

@@ -79,6 +79,16 @@ func process(pid int, bounding capdecode.Set) drift.Process {
 	}
 }
 
+func misses(s drift.Sweep) drift.Sweep {
+	s.Limits = []drift.Limit{{What: "processes", Why: "they came and went", Blind: true, Code: drift.GapMissed}}
+	return s
+}
+
+func later(p drift.Process) drift.Process {
+	p.StartTime++
+	return p
+}
+
 func stage(pid int, bounding capdecode.Set) drift.Process {
 	p := process(pid, bounding)
 	p.Name, p.Age, p.Forked = "runc:[2:INIT]", time.Millisecond, true
@@ -115,7 +125,13 @@ func TestScan(t *testing.T) {
 		"one that only the last look saw counts too":        {[]drift.Sweep{sees(fine, excess), sees(fine, stage(12, bind)), sees(fine, excess)}, 2, []drift.Kind{drift.TransientDrift}, false},
 		"two of one process in one look are one":            {[]drift.Sweep{sees(fine, overfull), sees(fine)}, 1, nil, false},
 		"a runtime's stage is awaited":                      {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin)), sees(fine, process(11, bind))}, 1, nil, true},
-		"a stage that never ends is said":                   {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin))}, 2, nil, false},
+		"a stage that never ends is said":                   {[]drift.Sweep{sees(fine, stage(11, bind|sysAdmin))}, 5, nil, false},
+		"a stage that takes three looks is awaited":         {[]drift.Sweep{sees(fine, stage(11, sysAdmin)), sees(fine, stage(11, sysAdmin)), sees(fine, stage(11, sysAdmin)), sees(fine)}, 3, nil, true},
+		"probes at every look are not awaited for ever":     {[]drift.Sweep{sees(fine, stage(11, sysAdmin)), sees(fine, stage(12, sysAdmin))}, 2, nil, true},
+		"a pid that comes again is another process":         {[]drift.Sweep{sees(fine, stage(11, sysAdmin)), sees(fine, later(stage(11, sysAdmin)))}, 2, nil, true},
+		"processes that one look missed":                    {[]drift.Sweep{misses(sees(fine)), sees(fine)}, 1, nil, true},
+		"processes that every look misses":                  {[]drift.Sweep{misses(sees(fine))}, 2, nil, false},
+		"a probe that begins beside a suspicion":            {[]drift.Sweep{sees(fine, excess), sees(fine, excess, stage(12, sysAdmin))}, 2, []drift.Kind{drift.BoundingExcess}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, waits := scanner(&host{looks: row.looks}, runtime{inventory: drift.Inventory{Containers: []drift.Container{restricted()}}})
@@ -144,7 +160,7 @@ func TestAContainerThatStartsIsNoStranger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(report.Findings) != 0 || *waits != 0 || report.Coverage.Complete || report.Coverage.Containers.Partial != 1 {
+	if len(report.Findings) != 0 || *waits != 5 || report.Coverage.Complete || report.Coverage.Containers.Partial != 1 {
 		t.Errorf("findings %v, %d waits, coverage %+v", report.Findings, *waits, report.Coverage)
 	}
 }

@@ -115,13 +115,13 @@ func (t *transients) limits() (list []drift.Limit) {
 		list = append(list, drift.Limit{
 			What:  fmt.Sprintf("what became of suspicions seen in one look only (%d): %s", one.looks, one.example.Label()),
 			Why:   one.example.Message + "; it had ended, or given that up, before a second look, or nobody could look again",
-			Blind: true,
+			Blind: true, Code: drift.GapUnconfirmed, Object: drift.GapObject(one.example.Label()),
 		})
 	}
 	if looks > 0 {
 		list = append(list, drift.Limit{
 			What: fmt.Sprintf("what became of suspicions seen in one look only (%d): %d more containers", looks, len(ids)-maxTold),
-			Why:  "their processes had ended, or given up what they held, before a second look", Blind: true,
+			Why:  "their processes had ended, or given up what they held, before a second look", Blind: true, Code: drift.GapUnconfirmed,
 		})
 	}
 	return list

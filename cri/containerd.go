@@ -46,7 +46,7 @@ func idsOf(containers []*runtimeapi.Container, sandboxes []*runtimeapi.PodSandbo
 func (c *Client) unmanaged(ctx context.Context, explained map[string]bool) ([]*subject, []drift.Limit) {
 	answer, err := call(ctx, c, namespaces.NewNamespacesClient(c.conn).List, &namespaces.ListNamespacesRequest{})
 	if err != nil {
-		return nil, []drift.Limit{{What: "containers in containerd that belong to no pod", Why: err.Error(), Blind: true}}
+		return nil, []drift.Limit{{What: "containers in containerd that belong to no pod", Why: err.Error(), Blind: true, Code: drift.GapOtherRuntime, Object: "containerd"}}
 	}
 	var subjects []*subject
 	var limits []drift.Limit
@@ -65,7 +65,7 @@ func (c *Client) unmanaged(ctx context.Context, explained map[string]bool) ([]*s
 		}
 		if err != nil {
 			limits = append(limits, drift.Limit{
-				What: "containers in containerd's namespace " + clip(namespace.GetName()), Why: err.Error(), Blind: true,
+				What: "containers in containerd's namespace " + clip(namespace.GetName()), Why: err.Error(), Blind: true, Code: drift.GapOtherRuntime, Object: "containerd/" + clip(namespace.GetName()),
 			})
 			continue
 		}

@@ -145,7 +145,7 @@ func find(ctx context.Context, o Options) (*Client, error) {
 		failures = append(failures, err)
 		// A socket where nobody listens is a leftover, and hides nothing.
 		if !errors.Is(err, syscall.ECONNREFUSED) {
-			passed = append(passed, drift.Limit{What: "containers of the runtime at " + path, Why: err.Error(), Blind: true})
+			passed = append(passed, drift.Limit{What: "containers of the runtime at " + path, Why: err.Error(), Blind: true, Code: drift.GapOtherRuntime, Object: path})
 		}
 	}
 	switch {

@@ -2,13 +2,17 @@ package drift
 
 import "slices"
 
+// beingStarted is the reason of a container that was seen in part because its runtime is
+// starting it.
+const beingStarted = "its runtime is starting it"
+
 // Admit makes a container that was found on the node, and that its runtime is starting,
 // one that the runtime manages and that was seen in part: what is in its cgroup is the
 // runtime's own, and no declaration is known yet. starting are the ids of containers that
 // the runtime says are made and do not run yet. Any other container is left as it is.
 func Admit(c *Container, starting []string) {
 	if c.Managed != nil && !*c.Managed && BeingStarted(c, starting) {
-		c.Managed, c.Observation, c.Reason = new(true), Partial, "its runtime is starting it"
+		c.Managed, c.Observation, c.Reason = new(true), Partial, beingStarted
 	}
 }
 

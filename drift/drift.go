@@ -429,6 +429,10 @@ type Limit struct {
 	// Blind is true when something that exists was not looked at, false when it
 	// was seen by a weaker means than the best.
 	Blind bool `json:"blind"`
+	// Code names what is blind, and Object the part of the node, by names that are stable.
+	// Empty where it has none.
+	Code   GapCode `json:"code,omitempty"`
+	Object string  `json:"object,omitempty"`
 }
 
 // Inventory is what a container runtime tells: the running containers, with

@@ -63,6 +63,6 @@ func unseen(containers []Container) (Limit, bool) {
 	return Limit{
 		What:  fmt.Sprintf("whether no_new_privs is set in %d containers that declare it, in %s for one", count, first),
 		Why:   "this kernel does not show it: Linux does since 4.10",
-		Blind: true,
+		Blind: true, Code: GapNoNewPrivs,
 	}, count > 0
 }

@@ -176,5 +176,5 @@ func Join(containers []Container, pods Pods) []Limit {
 	if pods.Whole {
 		why = "it knows none of this node's pods; is it the right cluster, and --node-name the node's name there?"
 	}
-	return append(limits, Limit{What: fmt.Sprintf("the pod specs of %d containers in %s", unjoined, pods.Source), Why: why, Blind: true})
+	return append(limits, Limit{What: fmt.Sprintf("the pod specs of %d containers in %s", unjoined, pods.Source), Why: why, Blind: true, Code: GapPodSpecs})
 }

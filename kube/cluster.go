@@ -230,9 +230,10 @@ func unready(conditions []condition) string {
 type Node struct {
 	Name    string
 	Problem string // "" when it is Ready
+	Windows bool   // no agent can be on it
 }
 
-// Nodes lists the nodes on which an agent can be: those of Linux.
+// Nodes lists the nodes of the cluster.
 func (c *Cluster) Nodes(ctx context.Context) ([]Node, error) {
 	var nodes []Node
 	err := list(ctx, c, question{resource: "nodes"}, metav1.ListOptions{}, func(item struct {
@@ -246,10 +247,7 @@ func (c *Cluster) Nodes(ctx context.Context) ([]Node, error) {
 			} `json:"nodeInfo"`
 		} `json:"status"`
 	}) {
-		if item.Status.NodeInfo.OperatingSystem == "windows" {
-			return
-		}
-		node := Node{Name: clip(item.Metadata.Name)}
+		node := Node{Name: clip(item.Metadata.Name), Windows: item.Status.NodeInfo.OperatingSystem == "windows"}
 		if why := unready(item.Status.Conditions); why != "" {
 			node.Problem = "the node is " + why
 		}

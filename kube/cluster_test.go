@@ -147,7 +147,7 @@ func TestNodes(t *testing.T) {
 		known.Put("nodes", fake.Object{"metadata": fake.Object{"name": name}, "status": status})
 	}
 	nodes, err := clusterOf(t, known).Nodes(t.Context())
-	if want := []Node{{"a", "the node is not Ready (NodeStatusUnknown)"}, {"b", ""}}; err != nil || !slices.Equal(nodes, want) {
+	if want := []Node{{"a", "the node is not Ready (NodeStatusUnknown)", false}, {"b", "", false}, {"win", "the node is not Ready", true}}; err != nil || !slices.Equal(nodes, want) {
 		t.Errorf("got %v, %v", nodes, err)
 	}
 }

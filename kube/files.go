@@ -53,10 +53,10 @@ func (f Files) Pods(ctx context.Context) (drift.Pods, error) {
 	}
 	for i, err := range each(err) {
 		if i == maxErrors {
-			pods.Limits = append(pods.Limits, drift.Limit{What: "more manifests in " + pods.Source, Why: "they have errors too", Blind: true})
+			pods.Limits = append(pods.Limits, drift.Limit{What: "more manifests in " + pods.Source, Why: "they have errors too", Blind: true, Code: drift.GapPodSpecs})
 			break
 		}
-		pods.Limits = append(pods.Limits, drift.Limit{What: "a pod spec in " + pods.Source, Why: err.Error(), Blind: true})
+		pods.Limits = append(pods.Limits, drift.Limit{What: "a pod spec in " + pods.Source, Why: err.Error(), Blind: true, Code: drift.GapPodSpecs})
 	}
 	return pods, nil
 }

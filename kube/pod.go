@@ -300,7 +300,7 @@ func tell(list []pod, source string) drift.Pods {
 		spec, lacks := p.Metadata.spec(&p.Spec, p.Metadata.Annotations, source)
 		if lacks != "" {
 			pods.Limits = append(pods.Limits, drift.Limit{
-				What: fmt.Sprintf("the pod spec of %s/%s", spec.Namespace, spec.Name), Why: lacks, Blind: true,
+				What: fmt.Sprintf("the pod spec of %s/%s", spec.Namespace, spec.Name), Why: lacks, Blind: true, Code: drift.GapPodSpecs, Object: "pod/" + spec.Namespace + "/" + spec.Name,
 			})
 		}
 		pods.Specs = append(pods.Specs, spec)

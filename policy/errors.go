@@ -202,6 +202,10 @@ func oneLine(message string) string {
 
 func sentence(suggestion string) string { return strings.TrimPrefix(suggestion, "; ") }
 
+// DidYouMean names the words nearest to one that nobody knows, as the end of a sentence:
+// "; did you mean a or b?", or nothing where none is near.
+func DidYouMean(written string, words []string) string { return didYouMean(written, words) }
+
 // didYouMean names the nearest words, as the end of a sentence, or nothing.
 func didYouMean(written string, words []string) string {
 	if len(written) > 60 {
@@ -230,22 +234,25 @@ func didYouMean(written string, words []string) string {
 	return "; did you mean " + strings.Join(names, " or ") + "?"
 }
 
-// distance is how many letters must be changed, added or removed (Levenshtein).
+// distance is how many letters must be changed, added, removed, or swapped with the next one
+// (Levenshtein's, with transpositions: the optimal string alignment).
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for i := range row {
-		row[i] = i
+	before, above, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		before, above, row = above, row, before
 		row[0] = i + 1
 		for j := range len(b) {
-			change := diagonal
+			change := above[j]
 			if a[i] != b[j] {
 				change++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j+1]+1, row[j]+1)
+			row[j+1] = min(change, above[j+1]+1, row[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
 		}
 	}
 	return row[len(b)]

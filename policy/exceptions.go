@@ -55,27 +55,46 @@ type ExceptionUse struct {
 // LoadExceptions reads exceptions, docs/policy.md. file is their name in errors,
 // each of which is a [*LoadError].
 func LoadExceptions(file string, text []byte) ([]Exception, error) {
-	var list []Exception
-	err := readDocument(file, text, func(r *reader, root *yaml.Node) {
-		r.mapping(root, "a file of exceptions", map[string]func(*yaml.Node){
-			"exceptions": func(n *yaml.Node) {
+	list, _, err := loadExceptions(file, text)
+	return list, err
+}
+
+// loadExceptions reads a file of exceptions and of accepted gaps, whose ids are all different.
+func loadExceptions(file string, text []byte) (list []Exception, gaps []AcceptedGap, err error) {
+	err = readDocument(file, text, func(r *reader, root *yaml.Node) {
+		ids := make(map[string]bool)
+		entries := func(what string, take func(*yaml.Node) string) func(*yaml.Node) {
+			return func(n *yaml.Node) {
 				if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
 					return // the last of them was removed
 				}
-				r.each(n, "exceptions", func(n *yaml.Node) {
-					one := r.exception(n)
-					if r.err == nil && slices.ContainsFunc(list, func(other Exception) bool { return other.ID == one.ID }) {
-						r.fail(n, "there is another exception %s", one.ID)
+				r.each(n, what, func(n *yaml.Node) {
+					id := take(n)
+					if r.err == nil && ids[id] {
+						r.fail(n, "there is another exception %s", id)
 					}
-					list = append(list, one)
+					ids[id] = true
 				})
-			},
-		}, "exceptions")
+			}
+		}
+		r.mapping(root, "a file of exceptions", map[string]func(*yaml.Node){
+			"exceptions": entries("exceptions", func(n *yaml.Node) string {
+				list = append(list, r.exception(n))
+				return list[len(list)-1].ID
+			}),
+			"coverage": entries("coverage", func(n *yaml.Node) string {
+				gaps = append(gaps, r.gap(n))
+				return gaps[len(gaps)-1].ID
+			}),
+		})
+		if r.err == nil && len(root.Content) == 0 {
+			r.fail(root, "a file of exceptions has no exceptions and no coverage")
+		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return list, nil
+	return list, gaps, nil
 }
 
 func (r *reader) exception(n *yaml.Node) Exception {

@@ -155,3 +155,34 @@ func FuzzLoadExceptions(f *testing.F) {
 		}
 	})
 }
+
+// FuzzLoadGaps: acceptances are loaded or refused with a place, and accept no gap that they do
+// not name.
+func FuzzLoadGaps(f *testing.F) {
+	f.Add([]byte(acceptedGaps), "worker-1", "handler/runsc")
+	f.Add([]byte("coverage:\n- {id: a, gaps: [guest], node: '*-[1]', object: '.*', owner: a, reason: b, expires: 2999-01-01}\n"), "a-[1]", ".x")
+	f.Fuzz(func(t *testing.T, text []byte, node, object string) {
+		gaps, err := LoadGaps("fuzz.yaml", text)
+		if err != nil {
+			var wrong *LoadError
+			if !errors.As(err, &wrong) || wrong.File != "fuzz.yaml" || wrong.Line < 1 || wrong.Message == "" || gaps != nil {
+				t.Fatalf("refused with %#v", err)
+			}
+			return
+		}
+		now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+		for _, code := range append(drift.AcceptableGaps(), drift.GapStarting, drift.GapOther, drift.GapRuntimeSilent) {
+			gap := drift.Gap{Code: code, Node: node, Object: object}
+			left, states := AcceptGaps(gaps, []drift.Gap{gap}, now)
+			for i, g := range gaps {
+				names := slices.Contains(g.Codes, code) && (g.Node == node || strings.Contains(g.Node, "*")) && (g.Object == object || strings.Contains(g.Object, "*"))
+				if states[i] == ExceptionUsed && (!names || g.Owner == "" || g.Reason == "" || !now.Before(g.Expires)) {
+					t.Fatalf("%+v accepts %+v", g, gap)
+				}
+			}
+			if used := slices.Contains(states, ExceptionUsed); used == (len(left) == 1) || used && !slices.Contains(drift.AcceptableGaps(), code) {
+				t.Fatalf("%+v is left %v, used %v", gap, left, used)
+			}
+		}
+	})
+}

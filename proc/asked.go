@@ -175,7 +175,7 @@ func (a *asked) limit(t *tree) []drift.Limit {
 	}}
 	if a.sweep.unrooted.Load() {
 		list = append(list, drift.Limit{
-			What: "processes that containers start between two sweeps", Blind: true,
+			What: "processes that containers start between two sweeps", Blind: true, Code: drift.GapBetween,
 			Why: "this program runs in a cgroup namespace, and its own cgroup was not found below " + t.root,
 		})
 	}

@@ -320,6 +320,11 @@ func (s *sweep) settleAccounts() map[string]account {
 	return accounts
 }
 
+// blindIn says what there was no time to read of a container.
+func (s *sweep) blindIn(g *group, what, why string) {
+	s.limits = append(s.limits, drift.Limit{What: what, Why: why, Blind: true, Code: drift.GapOverdue, Object: drift.GapObject(g.container.Label())})
+}
+
 // nameOverdue names the containers of which not everything was read for want of time.
 func (s *sweep) nameOverdue(groups []*group) {
 	const most = 16 // are named
@@ -332,18 +337,18 @@ func (s *sweep) nameOverdue(groups []*group) {
 			continue
 		}
 		if g.overdue != nil {
-			s.blind("what some processes of "+g.container.Label()+" hold now", g.overdue.String())
+			s.blindIn(g, "what some processes of "+g.container.Label()+" hold now", g.overdue.String())
 		}
 		if g.lateThreads > 0 {
-			s.blind(fmt.Sprintf("%d threads of %s", g.lateThreads, g.container.Label()),
+			s.blindIn(g, fmt.Sprintf("%d threads of %s", g.lateThreads, g.container.Label()),
 				fmt.Sprintf("reading its other threads took %v of processor time, which is its part of one look", g.share.used.Round(time.Millisecond)))
 		}
 	}
 	if n > most {
-		s.blind(fmt.Sprintf("what some processes of %d more containers hold now", n-most), "reading them takes more processor time than one look has")
+		s.blind(drift.GapOverdue, fmt.Sprintf("what some processes of %d more containers hold now", n-most), "reading them takes more processor time than one look has")
 	}
 	if o := s.others.overdue; o != nil {
-		s.blind("whether some processes in no known container are in one", o.String())
+		s.blind(drift.GapOverdue, "whether some processes in no known container are in one", o.String())
 	}
 }
 

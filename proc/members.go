@@ -148,7 +148,7 @@ func (m *Members) Follow(containers []drift.Container) []drift.Limit {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.open(); err != nil {
-		return []drift.Limit{{What: "processes that containers start between two sweeps", Why: err.Error(), Blind: true}}
+		return []drift.Limit{{What: "processes that containers start between two sweeps", Why: err.Error(), Blind: true, Code: drift.GapBetween}}
 	}
 	places := m.fs.places.Load()
 	given := make(map[string]bool, len(containers))

@@ -73,7 +73,7 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 	}
 	t, err := openTree(fs.cgroup, r.hierarchies())
 	if err != nil {
-		return node, append(limits, drift.Limit{What: "which processes are in which container", Why: err.Error(), Blind: true}), nil
+		return node, append(limits, drift.Limit{What: "which processes are in which container", Why: err.Error(), Blind: true, Code: drift.GapCgroups}), nil
 	}
 	defer t.close()
 	node.CgroupMode = t.mode
@@ -121,9 +121,9 @@ const (
 // hidden explains why pid 1 cannot be seen.
 func (fs *FS) hidden(r *reader, cause error) *drift.Limit {
 	if cause == nil {
-		return &drift.Limit{What: "user namespaces", Why: fs.proc + "/1/uid_map may not be read, so which is the node's own is not known", Blind: true}
+		return &drift.Limit{What: "user namespaces", Why: fs.proc + "/1/uid_map may not be read, so which is the node's own is not known", Blind: true, Code: drift.GapNamespaces}
 	}
-	l := &drift.Limit{What: "processes of other users", Blind: true}
+	l := &drift.Limit{What: "processes of other users", Blind: true, Code: drift.GapHidden}
 	text, err := r.file(r.proc, "self/mountinfo")
 	option, gid := "", ""
 	if err == nil {

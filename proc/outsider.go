@@ -140,7 +140,7 @@ func (s *sweep) readNewcomers(read []reading) {
 	known, r := s.all, s.readers[0]
 	for round := 0; slices.ContainsFunc(read, reading.vanished); round++ {
 		if round == newcomerRounds {
-			s.blind("processes that start others and end at once", "they came and went faster than they could be read")
+			s.blind(drift.GapMissed, "processes that start others and end at once", "they came and went faster than they could be read")
 			return
 		}
 		all, err := r.allPIDs()

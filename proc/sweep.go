@@ -269,10 +269,10 @@ func (s *sweep) explore() {
 		return true
 	})
 	if cut {
-		s.blind("cgroups", fmt.Sprintf("the tree below %s is larger or deeper than %d directories and %d levels", s.tree.root, maxDirectories, maxDepth))
+		s.blind(drift.GapCgroups, "cgroups", fmt.Sprintf("the tree below %s is larger or deeper than %d directories and %d levels", s.tree.root, maxDirectories, maxDepth))
 	}
 	if err != nil {
-		s.blind("cgroups", err.Error())
+		s.blind(drift.GapCgroups, "cgroups", err.Error())
 	}
 }
 
@@ -296,8 +296,8 @@ func (s *sweep) named(dir string) *group {
 	return nil
 }
 
-func (s *sweep) blind(what, why string) {
-	s.limits = append(s.limits, drift.Limit{What: what, Why: why, Blind: true})
+func (s *sweep) blind(code drift.GapCode, what, why string) {
+	s.limits = append(s.limits, drift.Limit{What: what, Why: why, Blind: true, Code: code})
 }
 
 // gather lists the processes of every group, and all processes of the node.
@@ -636,7 +636,7 @@ func (s *sweep) read() error {
 	s.giveBack()
 	s.takeChildren(s.others.readings)
 	if unknown > 0 {
-		s.blind(fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
+		s.blind(drift.GapUnplaced, fmt.Sprintf("%d processes in no known container", unknown), "they could not be read, so whether they are in a container is not known")
 	}
 	return nil
 }
@@ -789,7 +789,7 @@ func (s *sweep) readThreads() error {
 		}
 	}
 	if s.threads.Skipped > 0 {
-		s.blind(fmt.Sprintf("%d threads beside their leaders", s.threads.Skipped), fmt.Sprintf("one sweep reads %d threads at most; --threads=always reads all", s.budget))
+		s.blind(drift.GapThreads, fmt.Sprintf("%d threads beside their leaders", s.threads.Skipped), fmt.Sprintf("one sweep reads %d threads at most; --threads=always reads all", s.budget))
 	}
 	return nil
 }
@@ -831,7 +831,7 @@ func (s *sweep) result() drift.Sweep {
 	s.nameOverdue(groups)
 	s.unidentified(out.Containers)
 	if s.unrooted.Load() {
-		s.blind("where in the tree some cgroups are", "this program runs in a cgroup namespace, and its own cgroup was not found below "+s.tree.root)
+		s.blind(drift.GapCgroups, "where in the tree some cgroups are", "this program runs in a cgroup namespace, and its own cgroup was not found below "+s.tree.root)
 	}
 	out.Limits = s.limits
 	return out

@@ -64,7 +64,7 @@ func FromProtoReport(look *v1.Look, containers []*v1.Container, findings []*v1.F
 func FromProtoCoverage(m *v1.Coverage) drift.Coverage {
 	limits := make([]drift.Limit, 0, len(m.GetLimits()))
 	for _, limit := range m.GetLimits() {
-		limits = append(limits, drift.Limit{What: limit.GetWhat(), Why: limit.GetWhy(), Blind: limit.GetBlind()})
+		limits = append(limits, drift.Limit{What: limit.GetWhat(), Why: limit.GetWhy(), Blind: limit.GetBlind(), Code: drift.GapCode(limit.GetCode()), Object: limit.GetObject()})
 	}
 	containers, processes, threads := m.GetContainers(), m.GetProcesses(), m.GetThreads()
 	return drift.Coverage{

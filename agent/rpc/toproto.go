@@ -69,7 +69,7 @@ func ToProtoLook(r drift.Report) *v1.Look {
 func ToProtoCoverage(c drift.Coverage) *v1.Coverage {
 	limits := make([]*v1.Limit, len(c.Limits))
 	for i, limit := range c.Limits {
-		limits[i] = &v1.Limit{What: text(limit.What), Why: text(limit.Why), Blind: limit.Blind}
+		limits[i] = &v1.Limit{What: text(limit.What), Why: text(limit.Why), Blind: limit.Blind, Code: text(string(limit.Code)), Object: text(limit.Object)}
 	}
 	return &v1.Coverage{
 		Containers: &v1.ContainerCoverage{

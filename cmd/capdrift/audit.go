@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -23,10 +24,8 @@ type auditOptions struct {
 	namespace    string        // of the containers that are judged; of a fleet's only
 	manifests    []string      // FILE, DIR or -; without any a node is looked at
 	packs        packOptions
-	exceptions   string
 	showExcepted bool
-	failOn       string
-	failExpired  bool // --fail-on-expired
+	gate         gateOptions
 	matching     filterOptions
 	output       outputOptions
 }
@@ -60,9 +59,10 @@ kernel will hold stays unknown. Custom resources are judged by their shape; what
 named in every format.
 
 --fail-on counts what fails on paper or in the kernel, and drift findings, unless an exception
-accepts them. What could not be judged lets nothing pass, also beside a failure that is accepted:
-then the status is 1. --fail-on-expired counts exceptions that have expired, whether or not they
-would accept anything.
+accepts them. What could not be seen or judged lets nothing pass, also beside a failure that is
+accepted: then the status is 1. Gaps that stay can be accepted by name in --exceptions, or all with
+--allow-incomplete (docs/exit-status.md). --fail-on-expired counts exceptions that have expired,
+whether or not they would accept anything.
 
 Exit status: 0 done, 1 could not do it, or --fail-on could not be told, 2 wrong usage, 3 something
 fails at or above --fail-on, or by --fail-on-expired.`,
@@ -91,19 +91,13 @@ fails at or above --fail-on, or by --fail-on-expired.`,
 		flags.StringVarP(&o.namespace, "namespace", "n", "", "judge only containers of pods in this namespace")
 	}
 	o.packs.addFlags(cmd, "judge by this pack: one that is built in, or a file (default: all that are built in)")
-	flags.StringVar(&o.exceptions, "exceptions", "", "a file of what was accepted, by whom and until when")
 	flags.BoolVar(&o.showExcepted, "show-excepted", false, "list in the table what exceptions accept; it is always counted, and in the other formats marked")
-	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when something fails at or above this severity: critical, high, medium, low, info")
-	flags.BoolVar(&o.failExpired, "fail-on-expired", false, "exit with status 3 when an exception of --exceptions has expired")
+	o.gate.addFlags(cmd, failOn, "exit with status 3 when something fails at or above this severity", "a file of what was accepted, by whom and until when")
 	o.matching.addFlags(cmd)
 	flags.StringVarP(&o.output.format, "output", "o", "table", "output format: "+strings.Join(auditOutputs(), ", "))
 	flags.StringVar(&o.output.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
 	flags.BoolVar(&o.output.wide, "wide", false, "list in the table every container that fails a rule, and what fails there")
 	flags.BoolVar(&o.output.noHeaders, "no-headers", false, "leave out the heading lines of tables and of CSV")
-	if err := cmd.MarkFlagFilename("exceptions", "yaml", "yml"); err != nil {
-		panic(err) // a flag of this name was just defined
-	}
-	complete(cmd, "fail-on", severityNames()...)
 	complete(cmd, "output", auditOutputs()...)
 	complete(cmd, "color", "auto", "always", "never")
 	return cmd
@@ -123,10 +117,6 @@ func (o *auditOptions) validate(cmd *cobra.Command) error {
 	switch {
 	case len(slices.DeleteFunc(slices.Clone(o.manifests), func(name string) bool { return name != stdin })) > 1:
 		return errors.New("--manifests=-: standard input can be read only once")
-	case o.failExpired && o.exceptions == "":
-		return errors.New("--fail-on-expired is about the exceptions of --exceptions, which is not given")
-	case o.failOn != "" && !slices.Contains(severityNames(), o.failOn):
-		return fmt.Errorf("--fail-on=%s: want one of %s", printable(o.failOn), strings.Join(severityNames(), ", "))
 	case !slices.Contains(auditOutputs(), o.output.format):
 		return fmt.Errorf("--output=%s: want one of %s", printable(o.output.format), strings.Join(auditOutputs(), ", "))
 	}
@@ -134,6 +124,9 @@ func (o *auditOptions) validate(cmd *cobra.Command) error {
 		return err
 	}
 	if err := o.packs.validate(); err != nil {
+		return err
+	}
+	if err := o.gate.validate(); err != nil {
 		return err
 	}
 	return o.matching.validate()
@@ -149,6 +142,7 @@ type audit struct {
 	places map[string]manifestPlace
 	unread error // manifests, beside which the others were judged
 	left   leftOut
+	gaps   []drift.Gap // of what is asked for, on a node
 	// nodes are the reports of a fleet, of which report has all containers; nil
 	// where one node was looked at, or none.
 	nodes []drift.Report
@@ -185,13 +179,16 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return printableError(err)
 	}
+	if err := o.gate.open(); err != nil {
+		return err
+	}
 	if o.fleet != nil {
 		return o.overFleet(cmd, rules)
 	}
 	a := audit{rules: rules}
 	if len(o.manifests) > 0 {
 		o.declared(cmd, &a)
-	} else if a.report, err = o.report(cmd.Context()); err != nil {
+	} else if a.report, err = o.report(cmd.Context(), o.gate.asked()); err != nil {
 		return err
 	}
 	unjudged, err := o.judge(&a, time.Now())
@@ -206,15 +203,16 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 	if unjudged != "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", unjudged)
 	}
+	k := o.known(a, unjudged)
 	switch {
 	case a.unread != nil:
-		return printableError(a.unread)
+		k.broken = printableError(a.unread)
 	case a.onPaper() && len(a.places) == 0:
-		return a.left.nothing("judge", o.manifests)
+		k.broken = a.left.nothing("judge", o.manifests)
 	case !a.onPaper() && a.report.Runtime == nil:
-		return errors.New("no container runtime answered, so nothing could be judged on paper (the coverage says why)")
+		k.broken = errors.New("no container runtime answered, so nothing could be judged on paper (the coverage says why)")
 	}
-	return o.gate(a, unjudged)
+	return o.gate.decide(cmd.ErrOrStderr(), k)
 }
 
 // driftOf are the findings that are no agent's judgement by a policy of its own, with
@@ -232,7 +230,7 @@ func driftOf(findings []drift.Finding) []drift.Finding {
 
 // policy reads what --pack and --exceptions name.
 func (o *auditOptions) policy(cmd *cobra.Command) (*policy.Policy, error) {
-	exceptions, err := readExceptions(o.exceptions)
+	exceptions, err := readExceptions(o.gate.exceptions)
 	if err != nil {
 		return nil, err
 	}
@@ -254,6 +252,11 @@ func (o *auditOptions) judge(a *audit, now time.Time) (unjudged string, err erro
 		return "", err
 	}
 	kept.Containers = slices.DeleteFunc(slices.Clone(kept.Containers), func(c drift.Container) bool { return !o.asks(c) })
+	if !a.onPaper() {
+		a.gaps = slices.DeleteFunc(whole.Gaps(o.matching.scope(o.asks, kept.Containers)), func(g drift.Gap) bool {
+			return g.Code == drift.GapPolicy // an agent's own, by which nothing is judged here
+		})
+	}
 	if o.matching.compiled == nil && o.namespace == "" {
 		a.Judgement = a.rules.Judge(whole, now)
 		return "", nil
@@ -274,16 +277,6 @@ func (o *auditOptions) asks(c drift.Container) bool {
 	return o.namespace == "" || c.Pod != nil && c.Pod.Namespace == o.namespace
 }
 
-// gate is --fail-on-expired and --fail-on. What fails counts more than what is unknown.
-func (o *auditOptions) gate(a audit, unjudged string) error {
-	failing := o.gateOfSeverity(a, unjudged)
-	var findings findingsError
-	if expired := a.expired(); o.failExpired && len(expired) > 0 && !errors.As(failing, &findings) {
-		return findingsError{fmt.Errorf("%s expired: %s: renew or remove them in %s", many(len(expired), "exception"), printable(strings.Join(expired, ", ")), printable(o.exceptions))}
-	}
-	return failing
-}
-
 // expired names the exceptions that have expired, and who owns them.
 func (a audit) expired() (list []string) {
 	for _, use := range a.Exceptions {
@@ -294,42 +287,41 @@ func (a audit) expired() (list []string) {
 	return list
 }
 
-// gateOfSeverity is --fail-on. It opens only where everything was judged.
-func (o *auditOptions) gateOfSeverity(a audit, unjudged string) error {
-	if o.failOn == "" {
-		return nil
-	}
-	threshold := severityOf(o.failOn)
-	var worst drift.Severity
-	unknown := 0
+// known is what the gate is told of an audit. Of manifests nobody asks what no look saw.
+func (o *auditOptions) known(a audit, unjudged string) known {
+	k := known{what: "something fails of severity %s", expired: a.expired(), gaps: a.gaps}
+	reports, results := a.reportsOf(), 0
 	for _, r := range a.Results {
+		report := cmp.Or(reports[r.Container], &a.report)
 		switch {
-		case r.Rule.Severity < threshold:
+		case !a.onPaper() && report.Runtime == nil: // nobody knows by what names it may be accepted
 		case r.Fails() && r.Excepted == nil:
-			worst = max(worst, r.Rule.Severity)
-		case a.undecided(r):
-			unknown++
+			k.worst = max(k.worst, r.Rule.Severity)
+		case o.gate.asked() && r.Rule.Severity < severityOf(o.gate.severity):
+		case a.undecided(r) && !o.acceptsUnseen(a, r, report.Node.Name):
+			results++
 		}
 	}
 	for _, f := range a.Findings {
 		if f.Excepted == nil {
-			worst = max(worst, f.Severity)
+			k.worst = max(k.worst, f.Severity)
 		}
 	}
-	blind := slices.ContainsFunc(a.report.Coverage.Limits, func(l drift.Limit) bool { return l.Blind })
-	switch {
-	case worst >= threshold:
-		return findingsError{fmt.Errorf("something fails of severity %s, at or above --fail-on=%s", worst, o.failOn)}
-	case unknown > 0:
-		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, many(unknown, "result"))
-	case a.left.unknown() != "":
-		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, a.left.unknown())
-	case blind:
-		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but not all of the node was seen (the coverage says what was not)", o.failOn)
-	case unjudged != "":
-		return fmt.Errorf("nothing is known to fail at or above --fail-on=%s, but --filter could not be told", o.failOn)
+	if results > 0 {
+		k.unknown = append(k.unknown, many(results, "result")+" could not be judged")
 	}
-	return nil
+	if parts := a.left.unknown(); parts != "" {
+		k.unknown = append(k.unknown, parts+" could not be judged")
+	}
+	k.unknown = append(k.unknown, untold(unjudged)...)
+	return k
+}
+
+// acceptsUnseen reports whether a result is unknown only because its container is not seen, which
+// is accepted. node is the container's.
+func (o *auditOptions) acceptsUnseen(a audit, r policy.Result, node string) bool {
+	gap, unseen := drift.GapOf(r.Container, node)
+	return unseen && !a.onPaper() && !r.Declared.Unknown() && o.gate.accepts(gap)
 }
 
 // undecided tells whether something of the result that was asked for is unknown:

@@ -392,37 +392,44 @@ func TestAuditGate(t *testing.T) {
 		}
 	}
 	sees := func(a *audit) { a.report.Coverage.Limits = nil }
+	guests := []policy.AcceptedGap{{ID: "guests", Codes: []drift.GapCode{drift.GapGuest}, Node: "*", Object: "handler/*", Expires: time.Now().Add(time.Hour)}}
+	former := []policy.AcceptedGap{{ID: "guests", Codes: []drift.GapCode{drift.GapGuest}, Node: "*", Object: "handler/*", Expires: time.Now().Add(-time.Hour)}}
 	partly := func(a *audit) {
 		for i := range a.report.Containers {
 			a.report.Containers[i].Observation = drift.Partial
 		}
 	}
 	for name, row := range map[string]struct {
-		failOn string
+		gate   gateOptions
 		change []func(*audit)
 		want   string // of the error; "" for none
 		status int
 	}{
-		"nothing is asked":                        {"", nil, "", exitDone},
-		"a critical finding":                      {"critical", nil, "of severity critical", exitFindings},
-		"a rule fails":                            {"high", []func(*audit){without("hidden")}, "of severity high", exitFindings},
-		"what fails is less":                      {"critical", []func(*audit){without("hidden"), sees}, "", exitDone},
-		"all that fails is accepted":              {"low", []func(*audit){without("hidden", "gateway", hostileName), sees}, "", exitDone},
-		"what is unknown does not pass":           {"low", []func(*audit){without("gateway", hostileName), sees}, "2 results could not be judged", exitFailed},
-		"what is unknown is less":                 {"critical", []func(*audit){without("gateway", hostileName), sees}, "", exitDone},
-		"what is unknown beside what is accepted": {"high", []func(*audit){without("hidden", "gateway", "clean", hostileName), sees, partly}, "1 result could not be judged", exitFailed},
-		"what was not looked at does not pass":    {"critical", []func(*audit){without("hidden")}, "not all of the node was seen", exitFailed},
+		"nothing is asked":                        {gateOptions{}, nil, "", exitDone},
+		"a critical finding":                      {gateOptions{severity: "critical"}, nil, "of severity critical", exitFindings},
+		"a rule fails":                            {gateOptions{severity: "high"}, []func(*audit){without("hidden")}, "of severity high", exitFindings},
+		"what fails is less":                      {gateOptions{severity: "critical"}, []func(*audit){without("hidden"), sees}, "", exitDone},
+		"all that fails is accepted":              {gateOptions{severity: "low"}, []func(*audit){without("hidden", "gateway", hostileName), sees}, "", exitDone},
+		"what is unknown does not pass":           {gateOptions{severity: "low"}, []func(*audit){without("gateway", hostileName), sees}, "2 results could not be judged", exitFailed},
+		"what is unknown is less, and not seen":   {gateOptions{severity: "critical"}, []func(*audit){without("gateway", hostileName), sees}, "but not everything was seen (1 gap), and what", exitFailed},
+		"what is not seen is allowed":             {gateOptions{severity: "low", allowIncomplete: true}, []func(*audit){without("gateway", hostileName), sees}, "", exitDone},
+		"what is not seen is accepted":            {gateOptions{severity: "low", accepted: guests}, []func(*audit){without("gateway", hostileName), sees}, "", exitDone},
+		"what is not seen was accepted":           {gateOptions{severity: "low", accepted: former}, []func(*audit){without("gateway", hostileName), sees}, "2 results could not be judged", exitFailed},
+		"what is accepted hides nothing else":     {gateOptions{severity: "low", accepted: guests}, []func(*audit){without("gateway", hostileName)}, "not everything was seen (1 gap)", exitFailed},
+		"what is unknown beside what is accepted": {gateOptions{severity: "high"}, []func(*audit){without("hidden", "gateway", "clean", hostileName), sees, partly}, "1 result could not be judged", exitFailed},
+		"what was not looked at does not pass":    {gateOptions{severity: "critical"}, []func(*audit){without("hidden")}, "not everything was seen", exitFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := auditFixture(t)
 			for _, change := range row.change {
 				change(&a)
 			}
-			o := auditOptions{failOn: row.failOn}
+			a.report.Cover()
+			o := auditOptions{gate: row.gate}
 			if _, err := o.judge(&a, a.report.TakenAt); err != nil {
 				t.Fatal(err)
 			}
-			err := o.gate(a, "")
+			err := o.gate.decide(io.Discard, o.known(a, ""))
 			if row.want == "" {
 				if err != nil {
 					t.Errorf("it does not pass: %v", err)
@@ -445,14 +452,14 @@ func TestAuditFailOnExpired(t *testing.T) {
 		want    string
 	}{
 		"not asked":         {auditOptions{}, ""},
-		"alone":             {auditOptions{failExpired: true}, "1 exception expired: over (old"},
-		"beside what fails": {auditOptions{failExpired: true, failOn: "high"}, "of severity critical"},
+		"alone":             {auditOptions{gate: gateOptions{flag: failOn, failExpired: true}}, "1 exception expired: over (old"},
+		"beside what fails": {auditOptions{gate: gateOptions{flag: failOn, failExpired: true, severity: "high"}}, "of severity critical"},
 	} {
 		a := auditFixture(t)
 		if _, err := row.options.judge(&a, a.report.TakenAt); err != nil {
 			t.Fatal(err)
 		}
-		err := row.options.gate(a, "")
+		err := row.options.gate.decide(io.Discard, row.options.known(a, ""))
 		var found findingsError
 		if row.want == "" && err != nil || row.want != "" && (!errors.As(err, &found) || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), "\x1b")) {
 			t.Errorf("%s: %v, want %q", name, err, row.want)

@@ -151,6 +151,17 @@ func (f *told) Scan(context.Context) (agent.View, error) {
 // serveAgent serves the feed until stop is called, or the test ends.
 func serveAgent(tb testing.TB, feed *told, listener *rpc.Listener) (stop func()) {
 	tb.Helper()
+	return serveFeed(tb, feed, listener)
+}
+
+// feeder is what an agent is served from.
+type feeder interface {
+	agent.Feed
+	rpc.Scanner
+}
+
+func serveFeed(tb testing.TB, feed feeder, listener *rpc.Listener) (stop func()) {
+	tb.Helper()
 	service := rpc.NewService(feed, rpc.Options{
 		Identity: rpc.Identity{Version: "capdrift v1.2.3", Started: time.Now().Add(-30 * time.Hour), NodeName: "node-a"}, Scanner: feed, Now: time.Now,
 		Limits: rpc.Limits{Heartbeat: 20 * time.Millisecond, Stop: time.Second},
@@ -307,6 +318,15 @@ func TestGetErrorsNameTheNextMove(t *testing.T) {
 		"waiting for nobody":         {"get findings --wait --timeout 200ms --agent unix://" + dir + "/none.sock", 1, "is the agent running?"},
 		"scanning no socket":         {"scan --agent unix://" + dir + "/none.sock", 1, "is the agent running?"},
 		"no such container":          {"get container nobody --agent " + whole, 1, "there is no container nobody on this agent's node; capdrift get containers lists them"},
+		"a container misspelt":       {"get container shop/web-0/ngnix --agent " + whole, 1, "capdrift get containers lists them; did you mean shop/web-0/nginx?"},
+		"the same, of containers":    {"get containers -n shpo -o jsonl --agent " + whole, 1, "did you mean shop?"},
+		"watching a namespace":       {"watch -n shpo --timeout 5s --agent " + whole, 1, "no container on this agent's node is in a namespace shpo; did you mean shop?"},
+		"a gate of one thing":        {"get finding 1111 --fail-on high", 2, "--fail-on is of the list of findings"},
+		"a gate of containers":       {"get containers --fail-on high", 2, "--fail-on is of the list of findings"},
+		"a gate that goes on":        {"get findings -w --fail-on high", 2, "a watch has --until-finding"},
+		"an allowance of nothing":    {"get findings --allow-incomplete", 2, "--allow-incomplete is about --fail-on, which is not given"},
+		"the same of a watch":        {"watch --allow-incomplete", 2, "--allow-incomplete is about --until-finding, which is not given"},
+		"an end of nothing":          {"get findings --fail-on-expired", 2, "--fail-on-expired is about the exceptions of --exceptions"},
 		"two of that name":           {"get container web-0 --agent " + whole, 1, "2 containers are called web-0: shop/web-0/"},
 		"no such finding":            {"get finding ffff --agent " + whole, 1, "capdrift get findings lists them"},
 
@@ -369,7 +389,7 @@ func TestNobodyIsHeardForEver(t *testing.T) {
 	leakless(t)
 	socket := agentSocketOf(t, newTold(shop()))
 	for most, want := range map[int64]string{mostSaid: "", 1000: "more than anybody is to say"} {
-		_, err := (&clientOptions{agent: socket, most: most}).scan(t.Context())
+		_, err := (&clientOptions{agent: socket, most: most}).scan(t.Context(), false)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("of %d bytes: %v", most, err)
 		}

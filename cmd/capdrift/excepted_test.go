@@ -71,17 +71,24 @@ func TestExceptedPrints(t *testing.T) {
 }
 
 // TestExceptedFailsNothing: what is accepted neither fails a gate nor ends a watch, and an
-// audit judges by its own packs and exceptions.
+// audit judges by its own packs and exceptions. The agent's policy is broken, so that only who
+// allows that learns that nothing else is open.
 func TestExceptedFailsNothing(t *testing.T) {
 	leakless(t)
 	at := agentSocketOf(t, newRuled())
 	for args, want := range map[string]int{
-		"scan --fail-on high --filter has(finding.exception)":                                       exitDone,
-		"scan --fail-on high --filter has(finding.exception) --show-excepted":                       exitDone,
-		"scan --fail-on high --filter finding.rule=='our-rule'":                                     exitFindings,
-		"watch --until-finding low --timeout 300ms --filter has(finding.exception)":                 exitDone,
-		"watch --until-finding low --timeout 300ms --filter has(finding.exception) --show-excepted": exitDone,
-		"watch --until-finding low --timeout 20s --filter finding.rule=='our-rule'":                 exitFindings,
+		"scan --fail-on high --filter has(finding.exception)":                                                          exitFailed,
+		"scan --fail-on high --allow-incomplete --filter has(finding.exception)":                                       exitDone,
+		"scan --fail-on high --allow-incomplete --filter has(finding.exception) --show-excepted":                       exitDone,
+		"get findings --fail-on high --filter has(finding.exception)":                                                  exitFailed,
+		"get findings --fail-on high --allow-incomplete --filter has(finding.exception)":                               exitDone,
+		"get findings --fail-on high --filter finding.rule=='our-rule'":                                                exitFindings,
+		"audit --pack hygiene --fail-on critical --filter pod.namespace=='none'":                                       exitDone,
+		"scan --fail-on high --filter finding.rule=='our-rule'":                                                        exitFindings,
+		"watch --until-finding low --timeout 300ms --filter has(finding.exception)":                                    exitFailed,
+		"watch --until-finding low --allow-incomplete --timeout 300ms --filter has(finding.exception)":                 exitDone,
+		"watch --until-finding low --allow-incomplete --timeout 300ms --filter has(finding.exception) --show-excepted": exitDone,
+		"watch --until-finding low --timeout 20s --filter finding.rule=='our-rule'":                                    exitFindings,
 		"get node --show-excepted":       exitUsage,
 		"get containers --show-excepted": exitUsage,
 		"watch c --show-excepted":        exitUsage,

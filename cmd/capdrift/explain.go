@@ -137,6 +137,7 @@ func (o *explainOptions) run(cmd *cobra.Command, target string, asked capdecode.
 // named by its pid, else the container's first.
 func (o *explainOptions) find(report drift.Report, target string) (drift.Container, *drift.Process, error) {
 	var found []drift.Container
+	var known []string
 	pid, err := strconv.Atoi(target)
 	byPID := err == nil && len(target) < 12 // longer ones are ids
 	for _, c := range report.Containers {
@@ -147,6 +148,7 @@ func (o *explainOptions) find(report drift.Report, target string) (drift.Contain
 		if byPID && at >= 0 {
 			return c, &c.Processes[at], nil
 		}
+		known = append(known, namesFor(c)...)
 		if !byPID && (!c.Sandbox || strings.HasPrefix(c.ID, target)) && isNamed(c, target) {
 			found = append(found, c)
 		}
@@ -155,7 +157,7 @@ func (o *explainOptions) find(report drift.Report, target string) (drift.Contain
 	case byPID:
 		return drift.Container{}, nil, fmt.Errorf("process %d is in no container of this node; capdrift decode --pid %d shows what it holds", pid, pid)
 	case len(found) == 0:
-		return drift.Container{}, nil, fmt.Errorf("no running container of this node is called %s; capdrift scan --wide lists them", printable(target))
+		return drift.Container{}, nil, fmt.Errorf("no running container of this node is called %s; capdrift scan --wide lists them%s", printable(target), nearest(target, known))
 	case len(found) > 1:
 		names := make([]string, 0, len(found))
 		for _, c := range found[:min(len(found), 8)] {
@@ -180,7 +182,15 @@ func isNamed(c drift.Container, target string) bool {
 	if target == c.Name || len(target) >= 4 && (strings.HasPrefix(c.ID, target) || strings.HasPrefix(c.RuntimeID, target)) {
 		return true
 	}
-	return c.Pod != nil && slices.Contains([]string{c.Pod.Name + "/" + c.Name, c.Pod.Namespace + "/" + c.Pod.Name + "/" + c.Name, c.Pod.Name}, target)
+	return c.Pod != nil && slices.Contains(namesFor(c), target)
+}
+
+// namesFor are the names that a container is asked for by, but for its id.
+func namesFor(c drift.Container) []string {
+	if c.Pod == nil {
+		return []string{c.Name}
+	}
+	return []string{c.Name, c.Pod.Name, c.Pod.Name + "/" + c.Name, c.Pod.Namespace + "/" + c.Pod.Name + "/" + c.Name}
 }
 
 // explained makes the page.

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
+	"github.com/capdrift/capdrift/drift"
 	"github.com/capdrift/capdrift/kube"
 )
 
@@ -94,7 +95,7 @@ func (o *fleetOptions) completeNodes(cmd *cobra.Command, _ []string, begun strin
 	defer cluster.Close()
 	nodes, _ := cluster.Nodes(ctx) // a shell has no place for an error
 	for _, node := range nodes {
-		if strings.HasPrefix(node.Name, begun) {
+		if !node.Windows && strings.HasPrefix(node.Name, begun) {
 			names = append(names, node.Name)
 		}
 	}
@@ -106,9 +107,11 @@ type fleet struct {
 	*fleetOptions
 	cluster *kube.Cluster
 	members []member
-	chosen  bool // the nodes were named
+	chosen  bool // some nodes are asked, and not all
+	named   bool // by a person
 	// unlisted says why it is not known whether these are all nodes, nil when it is.
 	unlisted error
+	windows  []string // nodes on which no agent can be, and that nobody asked for by name
 }
 
 // member is one node.
@@ -118,13 +121,19 @@ type member struct {
 	why   error // why it cannot be asked; nil when it can
 }
 
-// open finds the agents. Only what keeps all of them from being asked is an error.
-func (o *fleetOptions) open(ctx context.Context, nodes []string) (*fleet, error) {
+// open finds the agents of the nodes that a person names, or of all. Only what keeps all of them
+// from being asked is an error, and a name that no node has.
+func (o *fleetOptions) open(ctx context.Context, named []string) (*fleet, error) {
+	return o.openOn(ctx, named, true)
+}
+
+// openOn finds the agents of nodes, which exist where nobody named them.
+func (o *fleetOptions) openOn(ctx context.Context, nodes []string, named bool) (*fleet, error) {
 	cluster, err := kube.NewCluster(o.kube.loader())
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{fleetOptions: o, cluster: cluster, chosen: len(nodes) > 0}
+	f := &fleet{fleetOptions: o, cluster: cluster, chosen: len(nodes) > 0, named: named}
 	if err := f.find(ctx, nodes); err != nil {
 		cluster.Close()
 		return nil, err
@@ -155,6 +164,12 @@ func (f *fleet) find(ctx context.Context, nodes []string) error {
 		return fmt.Errorf("the agents cannot be found: %w", err)
 	}
 	problems := make(map[string]string)
+	f.windows = nil
+	if f.named {
+		if err := f.exist(ctx, nodes, agents); err != nil {
+			return err
+		}
+	}
 	if len(nodes) == 0 {
 		all, err := f.cluster.Nodes(ctx)
 		var forbidden *kube.ForbiddenError
@@ -165,6 +180,10 @@ func (f *fleet) find(ctx context.Context, nodes []string) error {
 			return err
 		}
 		for _, node := range all {
+			if node.Windows {
+				f.windows = append(f.windows, node.Name)
+				continue
+			}
 			nodes = append(nodes, node.Name)
 			problems[node.Name] = node.Problem
 		}
@@ -185,6 +204,39 @@ func (f *fleet) find(ctx context.Context, nodes []string) error {
 	}
 	return nil
 }
+
+// exist is an error for a node that is named and not in the cluster. One on which an agent runs
+// is, so that others alone take the right to list nodes.
+func (f *fleet) exist(ctx context.Context, named []string, agents map[string]kube.AgentPod) error {
+	if !slices.ContainsFunc(named, func(node string) bool { return agents[node].Name == "" }) {
+		return nil
+	}
+	all, err := f.cluster.Nodes(ctx)
+	var forbidden *kube.ForbiddenError
+	if err != nil && !errors.As(err, &forbidden) {
+		return err
+	}
+	names := slices.Collect(maps.Keys(agents))
+	for _, node := range all {
+		names = append(names, node.Name)
+	}
+	slices.Sort(names)
+	for _, node := range named {
+		switch {
+		case slices.Contains(names, node):
+		case forbidden != nil:
+			return fmt.Errorf("no agent runs on a node %s, and whether there is one is not known%s: %w", printable(node), nearest(node, names), forbidden)
+		default:
+			return fmt.Errorf("there is no node %s in the cluster%s", printable(node), nearest(node, names))
+		}
+	}
+	return nil
+}
+
+// noAgentError is a node on which no agent runs, however often it is asked.
+type noAgentError struct{ error }
+
+func (e noAgentError) Unwrap() error { return e.error }
 
 // forwarding reaches the agent of one node by a port that the API server forwards.
 type forwarding struct {
@@ -231,7 +283,7 @@ func (f *forwarding) take(pods map[string]kube.AgentPod) error {
 	pod, found := pods[f.node]
 	switch {
 	case !found:
-		return fmt.Errorf("no agent's pod is on it in namespace %s: does the DaemonSet tolerate the node's taints?", printable(f.namespace))
+		return noAgentError{fmt.Errorf("no agent's pod is on it in namespace %s: does the DaemonSet tolerate the node's taints?", printable(f.namespace))}
 	case pod.Problem != "":
 		return errors.New(pod.Problem)
 	}
@@ -435,8 +487,12 @@ func oneLine(err error) string {
 }
 
 // finish says what is not known of the fleet, and makes an error of it unless that
-// is allowed.
-func (f *fleet) finish(errs io.Writer, list []silence) error {
+// is allowed. A node without an agent may be accepted by name.
+func (f *fleet) finish(errs io.Writer, list []silence, gate *gateOptions) error {
+	list = slices.DeleteFunc(slices.Clone(list), func(s silence) bool {
+		var without noAgentError
+		return errors.As(s.why, &without) && gate.accepts(drift.Gap{Code: drift.GapNoAgent, Node: s.node, Object: drift.WholeNode})
+	})
 	if f.unlisted != nil {
 		fmt.Fprintf(errs, "capdrift: warning: only nodes with an agent are known: %s\n", oneLine(f.unlisted))
 	}
@@ -448,6 +504,14 @@ func (f *fleet) finish(errs io.Writer, list []silence) error {
 		return errors.New("whether every node has an agent is not known (--allow-missing accepts that)")
 	}
 	return nil
+}
+
+// gaps are those of the cluster: nodes on which no agent can be.
+func (f *fleet) gaps() (list []drift.Gap) {
+	for _, node := range f.windows {
+		list = append(list, drift.Gap{Code: drift.GapWindowsNode, Node: node, Object: drift.WholeNode, Why: "it runs Windows, where no agent can be"})
+	}
+	return list
 }
 
 // otherVersions says which agents are not of this program's version.

@@ -17,18 +17,20 @@ import (
 // overFleet has the agent of every node look, and puts the rules here to what they
 // saw: the agents know no pod specs, and need not know the rules.
 func (o *auditOptions) overFleet(cmd *cobra.Command, rules *policy.Policy) error {
-	f, reports, err := o.fleet.reports(cmd, o.namespace)
+	f, reports, err := o.fleet.reports(cmd, o.namespace, o.gate.asked())
 	if err != nil {
 		return err
 	}
 	errs := cmd.ErrOrStderr()
 	now, answers := time.Now(), make([]answered[audit], len(reports))
 	var unjudged, runtimeless []string
+	var containers []drift.Container
 	for i, r := range reports {
 		answers[i] = answered[audit]{node: r.node, told: r.told, why: r.why, said: audit{rules: rules, report: r.said}}
 		if r.why != nil {
 			continue
 		}
+		containers = append(containers, r.said.Containers...)
 		untold, err := o.judge(&answers[i].said, now)
 		if err != nil {
 			return err
@@ -49,20 +51,18 @@ func (o *auditOptions) overFleet(cmd *cobra.Command, rules *policy.Policy) error
 		fmt.Fprintln(errs, "capdrift: warning:", untold)
 	}
 	otherVersions(errs, answers)
-	gate := o.gate(all, strings.Join(unjudged, "; "))
-	var failing findingsError
-	unfinished := f.finish(errs, list)
-	switch {
-	case errors.As(gate, &failing):
-		return gate
-	case unfinished != nil:
-		return unfinished
+	k := o.known(all, strings.Join(unjudged, "; "))
+	k.gaps = append(f.gaps(), k.gaps...)
+	switch k.broken = f.finish(errs, list, &o.gate); {
+	case k.broken != nil:
 	case len(list) == len(answers):
-		return errors.New("no node answered")
+		k.broken = errors.New("no node answered")
 	case len(runtimeless) > 0:
-		return fmt.Errorf("no container runtime answered on %s, so nothing could be judged on paper there (the coverage says why)", strings.Join(runtimeless, ", "))
+		k.broken = fmt.Errorf("no container runtime answered on %s, so nothing could be judged on paper there (the coverage says why)", strings.Join(runtimeless, ", "))
+	default:
+		k.broken = noNamespace(o.namespace, namesOf(containers, namespaceOf), "on the nodes that were asked")
 	}
-	return gate
+	return o.gate.decide(errs, k)
 }
 
 // merged is one audit of all nodes, for people and for the gate.
@@ -76,6 +76,7 @@ func merged(rules *policy.Policy, answers []answered[audit]) audit {
 		all.nodes = append(all.nodes, a.said.report)
 		all.report.Containers = append(all.report.Containers, a.said.report.Containers...)
 		all.report.Findings = append(all.report.Findings, a.said.report.Findings...)
+		all.gaps = append(all.gaps, a.said.gaps...)
 		all.report.Coverage.Limits = append(all.report.Coverage.Limits, a.said.report.Coverage.Limits...)
 		judgements = append(judgements, a.said.Judgement)
 	}
@@ -87,12 +88,21 @@ func merged(rules *policy.Policy, answers []answered[audit]) audit {
 // say any id.
 func (a audit) nodesOf() map[*drift.Container]string {
 	nodes := make(map[*drift.Container]string)
-	for _, report := range a.nodes {
-		for i := range report.Containers {
-			nodes[&report.Containers[i]] = report.Node.Name
-		}
+	for c, report := range a.reportsOf() {
+		nodes[c] = report.Node.Name
 	}
 	return nodes
+}
+
+// reportsOf says in which report of a fleet each container is that was judged.
+func (a audit) reportsOf() map[*drift.Container]*drift.Report {
+	reports := make(map[*drift.Container]*drift.Report)
+	for n := range a.nodes {
+		for i := range a.nodes[n].Containers {
+			reports[&a.nodes[n].Containers[i]] = &a.nodes[n]
+		}
+	}
+	return reports
 }
 
 func (o *auditOptions) writeFleet(w io.Writer, f *fleet, all audit, answers []answered[audit], list []silence) error {

@@ -125,12 +125,12 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 	for _, pod := range pods {
 		nodes = append(nodes, pod.Node)
 	}
-	f, err := o.fleet.open(ctx, nodes)
+	f, err := o.fleet.openOn(ctx, nodes, false)
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	reports, err := f.look(ctx, errs, "")
+	reports, err := f.look(ctx, errs, "", false)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 		return err
 	}
 	otherVersions(errs, answers)
-	if err := f.finish(errs, silent(answers)); err != nil {
+	if err := f.finish(errs, silent(answers), &gateOptions{}); err != nil {
 		return err
 	}
 	const most = 8

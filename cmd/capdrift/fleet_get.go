@@ -18,8 +18,12 @@ import (
 type holdings struct {
 	node     agentNode
 	items    []subject
-	accepted int          // findings, by exceptions
-	position *v1.Position // of the last page
+	accepted int            // findings, by exceptions
+	position *v1.Position   // of the last page
+	worst    drift.Severity // of what is listed and not accepted
+	outlook  outlook
+	names    []string // that there are, where one is asked for
+	inside   bool     // something listed is in the namespace that is asked for
 }
 
 // overFleet gets of every node what get gets of one.
@@ -44,10 +48,17 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 	}
 	var undecided unjudged
 	accepted := 0
+	k, inside, namespaces := known{what: "there are findings of severity %s", gaps: f.gaps()}, false, []string(nil)
 	for i := range answers {
 		if a := &answers[i]; resource == "node" && a.why == nil {
 			a.said.node, a.why = nodeOf(a.told)
 		}
+		said := answers[i].said
+		for j := range said.outlook.gaps {
+			said.outlook.gaps[j].Node = answers[i].node // as Kubernetes calls it
+		}
+		k.worst, k.gaps = max(k.worst, said.worst), append(k.gaps, said.outlook.gaps...)
+		inside, namespaces = inside || said.inside, append(namespaces, said.outlook.namespaces...)
 		accepted += answers[i].said.accepted
 		for j := range answers[i].said.items {
 			answers[i].said.items[j].node = answers[i].node
@@ -77,7 +88,13 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 			fmt.Fprintf(errs, "capdrift: warning: %s: %s\n", printable(a.node), blind)
 		}
 	}
-	return f.finish(errs, list)
+	if undecided.count > 0 {
+		k.unknown = append(k.unknown, untold(undecided.first)...)
+	}
+	if k.broken = f.finish(errs, list, &o.gate); k.broken == nil && resource != "node" && name == "" && !inside {
+		k.broken = noNamespace(o.namespace, namespaces, "on the nodes that were asked")
+	}
+	return o.gate.decide(errs, k)
 }
 
 // listing asks one agent. That it has nothing of the name is no failure: another may.
@@ -87,18 +104,24 @@ func (o *getOptions) listing(ctx context.Context, c *client, resource, name stri
 	}
 	q := question{client: c, filter: o.filter, namespace: o.namespace, view: viewFor(o.format)}
 	if name != "" {
-		l.items, err = q.named(ctx, resource, name)
+		l.items, l.names, err = q.named(ctx, resource, name)
 		return l, err
 	}
 	l.position, err = q.each(ctx, resource, func(item subject) error {
+		l.inside = l.inside || item.pod() != nil
 		if item.isAccepted() {
 			if l.accepted++; !o.excepted.show {
 				return nil
 			}
+		} else if item.finding != nil {
+			l.worst = max(l.worst, item.finding.Severity)
 		}
 		l.items = append(l.items, item)
 		return nil
 	})
+	if err == nil && (o.gate.asked() || o.namespace != "" && !l.inside) {
+		l.outlook, err = c.outlook(ctx, o.gate.asked(), o.namespace)
+	}
 	return l, err
 }
 
@@ -122,8 +145,9 @@ func (o *getOptions) withPods(ctx context.Context, f *fleet, errs io.Writer, ans
 
 // oneOf fails unless one node has what is named.
 func oneOf(answers []answered[holdings], resource, name string, silent int) error {
-	var found []string
+	var found, names []string
 	for _, a := range answers {
+		names = append(names, a.said.names...)
 		for _, item := range a.said.items {
 			found = append(found, fmt.Sprintf("%s/%s (%s) on %s", podOf(item.pod()), item.called(), shortID(item.id()), printable(a.node)))
 		}
@@ -134,7 +158,7 @@ func oneOf(answers []answered[holdings], resource, name string, silent int) erro
 	}
 	switch {
 	case len(found) == 0:
-		return fmt.Errorf("there is no %s %s on %s%s; %s get %ss lists them", resource, printable(name), many(len(answers)-silent, "node"), unasked, pluginName, resource)
+		return fmt.Errorf("there is no %s %s on %s%s; %s get %ss lists them%s", resource, printable(name), many(len(answers)-silent, "node"), unasked, pluginName, resource, nearest(name, names))
 	case len(found) > 1:
 		return fmt.Errorf("%d %ss are called %s: %s; name one by its id, or its node with --node", len(found), resource, printable(name), strings.Join(found[:min(len(found), 8)], ", "))
 	}

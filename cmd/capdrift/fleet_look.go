@@ -47,7 +47,7 @@ func (s *podSpecs) of(ctx context.Context, node string) (drift.Pods, error) {
 func (s *podSpecs) join(ctx context.Context, node string, containers []*drift.Container) []drift.Limit {
 	pods, err := s.of(ctx, node)
 	if err != nil {
-		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true}}
+		return []drift.Limit{{What: "what the pod specs ask for", Why: err.Error(), Blind: true, Code: drift.GapPodSpecs}}
 	}
 	var asked []*drift.Container
 	var joined []drift.Container
@@ -99,7 +99,7 @@ func limit(report *drift.Report, limits ...drift.Limit) {
 }
 
 // reports are what the agents of all nodes, or of those that --node names, see now.
-func (o *fleetOptions) reports(cmd *cobra.Command, namespace string) (*fleet, []answered[drift.Report], error) {
+func (o *fleetOptions) reports(cmd *cobra.Command, namespace string, gate bool) (*fleet, []answered[drift.Report], error) {
 	limits := o.client()
 	ctx, cancel := limits.within(cmd.Context())
 	defer cancel()
@@ -108,15 +108,15 @@ func (o *fleetOptions) reports(cmd *cobra.Command, namespace string) (*fleet, []
 		return nil, nil, err
 	}
 	defer f.close()
-	reports, err := f.look(ctx, cmd.ErrOrStderr(), namespace)
+	reports, err := f.look(ctx, cmd.ErrOrStderr(), namespace, gate)
 	return f, reports, err
 }
 
 // look has every agent look now, and joins what they saw with the pod specs. Where
 // that makes something suspicious, the node is looked at once more, and what both
 // looks agree on counts.
-func (f *fleet) look(ctx context.Context, errs io.Writer, namespace string) ([]answered[drift.Report], error) {
-	scan := func(ctx context.Context, c *client) (drift.Report, error) { return c.scan(ctx) }
+func (f *fleet) look(ctx context.Context, errs io.Writer, namespace string, gate bool) ([]answered[drift.Report], error) {
+	scan := func(ctx context.Context, c *client) (drift.Report, error) { return c.scanFor(ctx, gate) }
 	answers, err := gather(ctx, f, errs, scan)
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func confirmed(ctx context.Context, specs *podSpecs, before drift.Report, found 
 		limit(&before, drift.Limit{
 			What:  fmt.Sprintf("what became of suspicions about pod specs (%s)", many(len(found), "finding")),
 			Why:   "the agent did not look a second time: " + again.why.Error(),
-			Blind: true,
+			Blind: true, Code: drift.GapUnconfirmed,
 		})
 		return before
 	}

@@ -17,14 +17,14 @@ import (
 // overFleet has the agent of every node look, and judges and prints what they saw
 // as run does what one did.
 func (o *scanOptions) overFleet(cmd *cobra.Command) error {
-	f, answers, err := o.fleet.reports(cmd, o.namespace)
+	f, answers, err := o.fleet.reports(cmd, o.namespace, o.gate.asked())
 	if err != nil {
 		return err
 	}
 	errs := cmd.ErrOrStderr()
-	var worst drift.Severity
-	found, blind, accepted := false, false, 0
+	k, accepted := known{what: "there are findings of severity %s", gaps: f.gaps()}, 0
 	var runtimeless []string
+	var containers []drift.Container
 	for i := range answers {
 		if answers[i].why != nil {
 			continue
@@ -33,16 +33,16 @@ func (o *scanOptions) overFleet(cmd *cobra.Command) error {
 		if report.Runtime == nil {
 			runtimeless = append(runtimeless, printable(answers[i].node))
 		}
-		found = found || slices.ContainsFunc(report.Containers, o.asks)
-		blind = blind || !report.Coverage.Complete
+		containers = append(containers, report.Containers...)
 		shown, err := o.choose(report)
 		if err != nil {
 			return err
 		}
 		if shown.unjudged != "" {
 			fmt.Fprintf(errs, "capdrift: warning: %s: %s\n", printable(answers[i].node), shown.unjudged)
+			k.unknown = untold(shown.unjudged)
 		}
-		worst, accepted = max(worst, shown.worst), accepted+shown.accepted
+		k.worst, accepted, k.gaps = max(k.worst, shown.worst), accepted+shown.accepted, append(k.gaps, shown.gaps...)
 		answers[i].said = shown.Report
 	}
 	if err := o.writeFleet(cmd.OutOrStdout(), f, answers); err != nil {
@@ -51,23 +51,16 @@ func (o *scanOptions) overFleet(cmd *cobra.Command) error {
 	o.excepted.count(errs, accepted)
 	otherVersions(errs, answers)
 	list := silent(answers)
-	if o.failOn != "" && (blind || len(list) > 0) {
-		fmt.Fprintln(errs, "capdrift: warning: not all of the cluster was seen, so --fail-on judged only what was")
-	}
-	unfinished := f.finish(errs, list)
-	switch {
-	case o.failOn != "" && worst >= severityOf(o.failOn):
-		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", worst, o.failOn)}
-	case unfinished != nil:
-		return unfinished
-	case len(runtimeless) > 0:
-		return fmt.Errorf("no container runtime answered on %s, so nothing could be compared with its declaration there (the coverage says why)", strings.Join(runtimeless, ", "))
+	switch k.broken = f.finish(errs, list, &o.gate); {
+	case k.broken != nil:
 	case len(list) == len(answers):
-		return errors.New("no node answered")
-	case o.filtering() && !found:
-		return fmt.Errorf("no running container matches %s", o.filterText())
+		k.broken = errors.New("no node answered")
+	case len(runtimeless) > 0:
+		k.broken = fmt.Errorf("no container runtime answered on %s, so nothing could be compared with its declaration there (the coverage says why)", strings.Join(runtimeless, ", "))
+	default:
+		k.broken = o.unmatched(containers)
 	}
-	return nil
+	return o.gate.decide(errs, k)
 }
 
 func (o *scanOptions) writeFleet(w io.Writer, f *fleet, answers []answered[drift.Report]) error {

@@ -544,11 +544,11 @@ func TestFleetWatchTellsWhatItFoundLast(t *testing.T) {
 	}
 	w.ended <- watchEnd{"worker-1", true, findingsError{errors.New("a finding is open")}}
 	var found findingsError
-	if err := w.run(t.Context()); !errors.As(err, &found) {
+	if err := w.run(t.Context(), t.Context()); !errors.As(err, &found) {
 		t.Errorf("got %v", err)
 	}
 	lost := watchEnd{"worker-1", false, errors.New("refused")}
-	if err := w.verdict([]watchEnd{lost, lost}); err == nil || strings.Contains(err.Error(), "more") {
+	if err := w.verdict(t.Context(), []watchEnd{lost, lost}); err == nil || strings.Contains(err.Error(), "more") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -579,5 +579,38 @@ func TestFleetAuditKeepsNodesApart(t *testing.T) {
 	first, second := strings.Count(stdout, "\nworker-1   "), strings.Count(stdout, "\nworker-2   ")
 	if status != 0 || second == 0 || first-second > 1 || second-first > 1 { // the first line follows no other
 		t.Errorf("status %d, %d and %d, %s%s", status, first, second, stdout, stderr)
+	}
+}
+
+// TestFleetNamesThatAreNotThere: a name that nothing has is an error wherever a gate could pass by
+// it, with the nearest one; whom nobody named is no such name.
+func TestFleetNamesThatAreNotThere(t *testing.T) {
+	leakless(t)
+	c := newCluster(t, map[string]*told{"worker-1": newTold(calm()), "worker-2": nil})
+	c.podsOfShop("worker-1")
+	pack := written(t, "gate.yaml", gatePack)
+	for args, want := range map[string]string{
+		"scan -n shpo --allow-missing":                                "no running container matches --namespace=shpo; did you mean shop?",
+		"audit -n shpo --fail-on high --allow-missing --pack " + pack: "no container on the nodes that were asked is in a namespace shpo; did you mean shop?",
+		"get findings -n shpo --allow-missing":                        "no container on the nodes that were asked is in a namespace shpo; did you mean shop?",
+		"watch -n shpo --node worker-1 --timeout 5s":                  "no container on the nodes that are watched is in a namespace shpo; did you mean shop?",
+		"get container ngnix --node worker-1":                         "did you mean nginx?",
+		"scan --node worker-11 --allow-missing":                       "there is no node worker-11 in the cluster; did you mean worker-1 or worker-2?",
+		"audit --node worker-11 --allow-missing --pack " + pack:       "there is no node worker-11",
+		"get findings --node worker-1 --node wroker-2":                "there is no node wroker-2 in the cluster; did you mean worker-2 or worker-1?",
+		"get node worker-11":                                          "there is no node worker-11",
+		"watch --node worker-11 --allow-missing --timeout 5s":         "there is no node worker-11",
+	} {
+		if _, stderr, status := capture(t, c.args(strings.Fields(args)...)...); status != exitFailed || !strings.Contains(stderr, want) {
+			t.Errorf("%s: status %d, %s, want %q", args, status, stderr, want)
+		}
+	}
+	// A node that nobody may list is not known to be there, unless an agent runs on it.
+	c.Forbid("nodes", true)
+	if _, stderr, status := capture(t, c.args("scan", "--node", "worker-2", "--allow-missing")...); status != exitFailed || !strings.Contains(stderr, "no agent runs on a node worker-2, and whether there is one is not known") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	if _, stderr, status := capture(t, c.args("scan", "--node", "worker-1")...); status != exitDone {
+		t.Errorf("status %d, %s", status, stderr)
 	}
 }

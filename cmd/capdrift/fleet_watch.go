@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/capdrift/capdrift/drift"
 )
 
 // fleetWatch follows the agents of many nodes at once: one watcher each, one output.
@@ -47,8 +49,34 @@ func (o *watchOptions) overFleet(cmd *cobra.Command, out watchOutput) error {
 	for _, m := range f.members {
 		out.width = max(out.width, len(m.node))
 	}
+	if err := o.presentIn(ctx, f, out.errs); err != nil {
+		return err
+	}
 	w := fleetWatch{watchOptions: o, fleet: f, out: out, ended: make(chan watchEnd), on: make(map[string]context.CancelFunc), left: make(map[string]bool)}
-	return w.run(ctx)
+	return w.run(ctx, cmd.Context())
+}
+
+// presentIn fails where nothing on any node is in the namespace that is asked for. Where a node
+// does not answer that is not known, and the watch begins.
+func (o *watchOptions) presentIn(ctx context.Context, f *fleet, errs io.Writer) error {
+	if o.namespace == "" {
+		return nil
+	}
+	answers, err := o.outlooks(ctx, f, errs, false)
+	var known []string
+	for _, a := range answers {
+		if a.why != nil || err != nil {
+			return err
+		}
+		known = append(known, a.said.namespaces...)
+	}
+	return noNamespace(o.namespace, known, "on the nodes that are watched")
+}
+
+func (o *watchOptions) outlooks(ctx context.Context, f *fleet, errs io.Writer, gate bool) ([]answered[outlook], error) {
+	return gather(ctx, f, errs, func(ctx context.Context, c *client) (outlook, error) {
+		return c.outlook(ctx, gate, o.namespace)
+	})
 }
 
 // discoverEvery is how often nodes that joined the cluster are looked for.
@@ -67,8 +95,8 @@ func (l *locked) Write(text []byte) (int, error) {
 }
 
 // run ends with the context's time, with a finding that is waited for, or when no
-// node is left that could be watched.
-func (w *fleetWatch) run(ctx context.Context) error {
+// node is left that could be watched. What is seen at the end is asked for within outer.
+func (w *fleetWatch) run(ctx, outer context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	for _, m := range w.fleet.members {
@@ -111,13 +139,21 @@ func (w *fleetWatch) run(ctx context.Context) error {
 	if decisive != nil {
 		return decisive
 	}
-	return w.verdict(failed)
+	return w.verdict(outer, failed)
 }
 
 // verdict is of a watch that came to its end without a finding that was waited for.
-func (w *fleetWatch) verdict(failed []watchEnd) error {
+func (w *fleetWatch) verdict(ctx context.Context, failed []watchEnd) error {
+	failed = slices.DeleteFunc(failed, func(end watchEnd) bool {
+		var without noAgentError
+		return errors.As(end.err, &without) && w.gate.accepts(drift.Gap{Code: drift.GapNoAgent, Node: end.node, Object: drift.WholeNode})
+	})
 	if len(failed) == 0 || w.fleet.allowMissing {
-		return w.fleet.finish(w.out.errs, nil)
+		k := known{gaps: w.fleet.gaps(), broken: w.fleet.finish(w.out.errs, nil, &w.gate)}
+		if w.gate.asked() && k.broken == nil {
+			w.seenAtTheEnd(ctx, &k)
+		}
+		return w.gate.decide(w.out.errs, k)
 	}
 	slices.SortStableFunc(failed, func(a, b watchEnd) int { return strings.Compare(a.node, b.node) })
 	failed = slices.CompactFunc(failed, func(a, b watchEnd) bool { return a.node == b.node }) // which was watched again, and failed again
@@ -129,7 +165,26 @@ func (w *fleetWatch) verdict(failed []watchEnd) error {
 	if len(failed) > 1 {
 		more = fmt.Sprintf(", and of %s more", many(len(failed)-1, "node"))
 	}
-	return fmt.Errorf("not everything is known of %s%s (--allow-missing accepts that): %s", printable(failed[0].node), more, why)
+	return w.gate.decide(w.out.errs, known{gaps: w.fleet.gaps(), broken: fmt.Errorf(
+		"not everything is known of %s%s (--allow-missing accepts that): %s", printable(failed[0].node), more, why)})
+}
+
+// seenAtTheEnd asks all agents what they see, once the watch is over.
+func (w *fleetWatch) seenAtTheEnd(ctx context.Context, k *known) {
+	ctx, cancel := within(ctx, timeoutError{after: atTheEnd, flag: "--timeout"})
+	defer cancel()
+	answers, err := w.outlooks(ctx, w.fleet, w.out.errs, true)
+	if err != nil {
+		k.broken = fmt.Errorf("what the agents see at the end is not known: %w", err)
+		return
+	}
+	k.broken = w.fleet.finish(w.out.errs, silent(answers), &w.gate)
+	for _, a := range answers {
+		for _, gap := range a.said.gaps {
+			gap.Node = a.node // as Kubernetes calls it
+			k.gaps = append(k.gaps, gap)
+		}
+	}
 }
 
 func (w *fleetWatch) begin(ctx context.Context, m member) {

@@ -31,6 +31,7 @@ type getOptions struct {
 	noHeaders bool
 	watch     bool
 	excepted  exceptedOptions
+	gate      gateOptions // of the list of findings
 }
 
 // resources is what `get` and `watch` know, by every name they go by.
@@ -62,9 +63,16 @@ Findings that an exception of the agent's policy accepts are counted and left ou
 --filter is judged by the agent. What it cannot judge, because what it asks about was not seen, is
 listed too, and said on standard error. So is whatever the agent does not see of its node.
 
-Exit status: 0 done, 1 could not do it, 2 wrong usage (a wrong filter too).`,
+With --fail-on the list of findings is a gate. It passes only where the agent sees all that is asked
+for: what is being started is asked for again for some seconds, and what is not seen is named, with
+status 1. Gaps that stay can be accepted by name in --exceptions, or all with --allow-incomplete
+(docs/exit-status.md).
+
+Exit status: 0 done, 1 could not do it (a name that matches nothing too), or --fail-on could not be
+told, 2 wrong usage (a wrong filter too), 3 findings at or above --fail-on, or by --fail-on-expired.`,
 		Example: `  capdrift get node
   capdrift get findings -n shop
+  capdrift get findings -n shop --fail-on high
   capdrift get containers --filter 'caps.effective.hasAny(["SYS_ADMIN","NET_RAW"])' -o wide
   capdrift get container web-7d4b9c6f5-x2kqp/nginx -o yaml
   capdrift get findings -o jsonl --agent 10.0.0.7:9443 --tls-cert me.crt --tls-key me.key --tls-ca ca.crt
@@ -97,6 +105,7 @@ Exit status: 0 done, 1 could not do it, 2 wrong usage (a wrong filter too).`,
 	flags.StringVar(&o.sortBy, "sort-by", "", "order: "+strings.Join(slices.Sorted(maps.Keys(orders)), ", ")+" (default: containers by pod, findings by severity; jsonl as the agent lists them)")
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading lines of tables")
 	o.excepted.addFlags(cmd)
+	o.gate.addFlags(cmd, failOn, "exit with status 3 when a finding that is listed is at or above this severity", onlyGaps)
 	flags.BoolVarP(&o.watch, "watch", "w", false, "go on with what changes, as capdrift watch does")
 	complete(cmd, "output", getFormats()...)
 	complete(cmd, "color", "auto", "always", "never")
@@ -137,13 +146,23 @@ func (o *getOptions) validate(args []string) (resource, name string, err error) 
 		return "", "", errors.New("--watch prints a line for each change: want -o table, wide or jsonl, and no --sort-by")
 	case o.excepted.show && (one || resource != "finding"):
 		return "", "", errors.New("--show-excepted is of the list of findings")
+	case o.gate.asked() && (one || resource != "finding"):
+		return "", "", errors.New("--fail-on is of the list of findings")
+	case o.gate.asked() && o.watch:
+		return "", "", errors.New("--fail-on is of a list that ends; a watch has --until-finding: capdrift watch findings")
 	case o.sortBy != "" && (!sorts || known.only != "" && known.only != resource):
 		return "", "", fmt.Errorf("--sort-by=%s: want one of %s", printable(o.sortBy), strings.Join(ordersOf(resource), ", "))
+	}
+	if err := o.gate.validate(); err != nil {
+		return "", "", err
 	}
 	return resource, name, (&outputOptions{format: "table", color: o.color}).validate()
 }
 
 func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
+	if err := o.gate.open(); err != nil {
+		return err
+	}
 	if o.watch {
 		w := watchOptions{client: o.client, fleet: o.fleet, discover: discoverEvery, format: o.format, color: o.color, filter: o.filter, namespace: o.namespace, noHeaders: o.noHeaders, excepted: o.excepted}
 		if !cmd.Flags().Changed("timeout") {
@@ -178,15 +197,19 @@ func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 		if err := out.node(node); err != nil {
 			return err
 		}
-	} else if err := o.list(ctx, question, out, cmd.ErrOrStderr(), resource, name); err != nil {
-		return err
+	}
+	k := known{what: "there are findings of severity %s"}
+	if resource != "node" {
+		if k, err = o.list(ctx, question, out, cmd.ErrOrStderr(), resource, name); err != nil {
+			return err
+		}
 	}
 	for _, blind := range blindness(node, "capdrift get node") {
 		if resource != "node" {
 			fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", blind)
 		}
 	}
-	return nil
+	return o.gate.decide(cmd.ErrOrStderr(), k)
 }
 
 // viewFor asks for processes only where they are shown.
@@ -210,32 +233,39 @@ func blindness(node *v1.GetNodeResponse, command string) (lines []string) {
 	return lines
 }
 
-func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs io.Writer, resource, name string) error {
+// list prints what the agent lists, and returns what a gate has to know of it.
+func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs io.Writer, resource, name string) (k known, err error) {
 	if name != "" {
 		one, err := q.one(ctx, resource, name)
 		if err != nil {
-			return err
+			return k, err
 		}
-		return out.one(one)
+		return k, out.one(one)
 	}
 	var undecided unjudged
-	accepted := 0
+	accepted, inNamespace := 0, false
+	k.what = "there are findings of severity %s"
 	listed := func(tell func(subject) error) func(subject) error {
 		return func(item subject) error {
+			inNamespace = inNamespace || item.pod() != nil
 			if item.isAccepted() {
 				if accepted++; !o.excepted.show {
 					return nil
 				}
+			} else if item.finding != nil {
+				k.worst = max(k.worst, item.finding.Severity)
 			}
 			undecided.add(item)
 			return tell(item)
 		}
 	}
 	if o.format == "jsonl" && o.sortBy == "" { // nothing is kept
-		_, err := q.each(ctx, resource, listed(out.line))
+		if _, err = q.each(ctx, resource, listed(out.line)); err != nil {
+			return k, err
+		}
 		undecided.warn(errs)
 		o.excepted.count(errs, accepted)
-		return err
+		return o.outlook(ctx, q.client, k, inNamespace, undecided)
 	}
 	var items []subject
 	position, err := q.each(ctx, resource, listed(func(item subject) error {
@@ -243,17 +273,37 @@ func (o *getOptions) list(ctx context.Context, q question, out getWriter, errs i
 		return nil
 	}))
 	if err != nil {
-		return err
+		return k, err
 	}
 	o.sort(resource, items)
 	if len(items) == 0 && (o.format == "table" || o.format == "wide") {
 		fmt.Fprintf(errs, "No %ss found.\n", resource)
 	} else if err := out.list(resource, items, accepted, position); err != nil {
-		return err
+		return k, err
 	}
 	undecided.warn(errs)
 	o.excepted.count(errs, accepted)
-	return nil
+	return o.outlook(ctx, q.client, k, inNamespace, undecided)
+}
+
+// outlook adds what the agent does not see, and fails where nothing is in the namespace that is
+// asked for. inNamespace tells that something listed is.
+func (o *getOptions) outlook(ctx context.Context, c *client, k known, inNamespace bool, undecided unjudged) (known, error) {
+	if undecided.count > 0 {
+		k.unknown = untold(undecided.first)
+	}
+	if !o.gate.asked() && (o.namespace == "" || inNamespace) {
+		return k, nil
+	}
+	seen, err := c.outlook(ctx, o.gate.asked(), o.namespace)
+	if err != nil {
+		return k, err
+	}
+	k.gaps = seen.gaps
+	if !inNamespace {
+		k.broken = noNamespace(o.namespace, seen.namespaces, "on this agent's node")
+	}
+	return k, nil
 }
 
 func (o *getOptions) sort(resource string, items []subject) {
@@ -449,7 +499,7 @@ func (j *joiner) end() error {
 
 // one finds the only one that the name means.
 func (q question) one(ctx context.Context, resource, name string) (subject, error) {
-	found, err := q.named(ctx, resource, name)
+	found, names, err := q.named(ctx, resource, name)
 	if err != nil {
 		return subject{}, err
 	}
@@ -459,7 +509,7 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 	}
 	switch {
 	case len(found) == 0:
-		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them", resource, printable(name), where, resource)
+		return subject{}, fmt.Errorf("there is no %s %s %s; capdrift get %ss lists them%s", resource, printable(name), where, resource, nearest(name, names))
 	case len(found) > 1:
 		var names []string
 		for _, item := range found[:min(len(found), 8)] {
@@ -470,8 +520,9 @@ func (q question) one(ctx context.Context, resource, name string) (subject, erro
 	return found[0], nil
 }
 
-// named finds what the name may mean. A single one comes with all that is known of it.
-func (q question) named(ctx context.Context, resource, name string) (found []subject, err error) {
+// named finds what the name may mean. A single one comes with all that is known of it; without
+// one, known are the names that there are.
+func (q question) named(ctx context.Context, resource, name string) (found []subject, known []string, err error) {
 	brief := q
 	brief.view = v1.ContainerView_CONTAINER_VIEW_BASIC
 	_, err = brief.each(ctx, resource, func(item subject) error {
@@ -483,18 +534,21 @@ func (q question) named(ctx context.Context, resource, name string) (found []sub
 			item.container != nil && (!item.container.Sandbox || strings.HasPrefix(item.id(), name)) && isNamed(*item.container, name) {
 			found = append(found, item)
 		}
+		if item.container != nil {
+			known = append(known, namesFor(*item.container)...)
+		}
 		return nil
 	})
 	switch {
 	case errors.Is(err, errFound):
 		found = found[:1]
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
 	if len(found) == 1 && resource == "container" && q.view == v1.ContainerView_CONTAINER_VIEW_FULL {
 		found[0], err = q.whole(ctx, found[0].id())
 	}
-	return found, err
+	return found, known, err
 }
 
 var errFound = errors.New("found")

@@ -100,7 +100,12 @@ by its name; a finding by its id or the start of it; a node by its name.
 json, jsonl and yaml containers have the pod spec's layer too. JSON and YAML hold for each node what
 capdrift get prints on it (docs/kubectl.md).
 
-Exit status: 0 done, 1 could not do it, or a node did not answer, 2 wrong usage.`
+With --fail-on the list of findings is a gate, which passes only where the agents see all that is
+asked for. Gaps that stay, nodes without an agent too, can be accepted by name in --exceptions, or
+all with --allow-incomplete (docs/exit-status.md).
+
+Exit status: 0 done, 1 could not do it (a name that matches nothing too), a node did not answer, or
+--fail-on could not be told, 2 wrong usage, 3 findings at or above --fail-on, or by --fail-on-expired.`
 	getFleetExample = `  kubectl capdrift get nodes
   kubectl capdrift get findings -n shop
   kubectl capdrift get findings --filter 'finding.severity >= severity("high")' -o json
@@ -116,8 +121,8 @@ are watched too.
 --until-finding ends the watch when a finding of this severity, or a worse one, is open anywhere.
 
 Exit status: 0 ended by a signal or --timeout, 1 could not do it (with --until-finding also when at
-the end not every node was there, or changes were lost), 2 wrong usage, 3 a finding at or above
---until-finding is open.`
+the end not every node was there, not all was seen, or changes were lost), 2 wrong usage, 3 a
+finding at or above --until-finding is open, or by --fail-on-expired.`
 	watchFleetExample = `  kubectl capdrift watch
   kubectl capdrift watch --node worker-3 -n shop
   kubectl capdrift watch containers -o jsonl
@@ -128,8 +133,11 @@ the findings of all nodes, the worst first, what they mean, and what was not see
 asked of the API server and joined, so that all four layers are known, and what the runtime was told
 is held against what the pod spec says.
 
-Exit status: 0 done, 1 could not do it, or a node did not answer, 2 wrong usage, 3 findings at or
-above --fail-on.`
+--fail-on passes only where everything was seen. Gaps that stay, nodes without an agent too, can be
+accepted by name in --exceptions, or all with --allow-incomplete (docs/exit-status.md).
+
+Exit status: 0 done, 1 could not do it (a name that matches nothing too), a node did not answer, or
+--fail-on could not be told, 2 wrong usage, 3 findings at or above --fail-on, or by --fail-on-expired.`
 	scanFleetExample = `  kubectl capdrift scan
   kubectl capdrift scan -n shop --wide
   kubectl capdrift scan --node worker-3 -o json > worker-3.json
@@ -141,10 +149,13 @@ hold. The rules are put here, to what the agents see: packs and exceptions are f
 built in (kubectl capdrift policy list; docs/policy.md).
 
 --fail-on counts what fails on paper or in the kernel, and drift findings, unless an exception
-accepts them. What could not be judged lets nothing pass: then the status is 1.
+accepts them. What could not be seen or judged lets nothing pass: then the status is 1. Gaps that
+stay, nodes without an agent too, can be accepted by name in --exceptions, or all with
+--allow-incomplete (docs/exit-status.md).
 
-Exit status: 0 done, 1 could not do it, a node did not answer, or --fail-on could not be told,
-2 wrong usage, 3 something fails at or above --fail-on.`
+Exit status: 0 done, 1 could not do it (a name that matches nothing too), a node did not answer, or
+--fail-on could not be told, 2 wrong usage, 3 something fails at or above --fail-on, or by
+--fail-on-expired.`
 	auditFleetExample = `  kubectl capdrift audit --pack pss-restricted -n shop
   kubectl capdrift audit --pack cis --exceptions exceptions.yaml --fail-on high
   kubectl capdrift audit -o sarif > cluster.sarif`

@@ -17,7 +17,7 @@ type scanOptions struct {
 	sourceOptions
 	fleet *fleetOptions // whose agents look; nil for the one node of sourceOptions
 
-	failOn    string
+	gate      gateOptions
 	namespace string
 	container string
 	pid       int
@@ -47,8 +47,13 @@ second look, a second later, confirms it. What could not be seen is said in the 
 The table shows an incident once: the worst of what is found about one process, or about one
 cause, and the others below it in short. --wide and the other formats have every finding.
 
-Exit status: 0 done, 1 could not do it (a runtime that does not answer too; the report of what
-was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
+--fail-on passes only where everything was seen: what is being started is read again for some
+seconds, and what cannot be seen is named on standard error, with status 1. Gaps that stay can be
+accepted by name in --exceptions, or all with --allow-incomplete (docs/exit-status.md).
+
+Exit status: 0 done, 1 could not do it (a runtime that does not answer, or a name that matches
+nothing, too; the report of what was seen is still printed), or --fail-on could not be told,
+2 wrong usage, 3 findings at or above --fail-on, or by --fail-on-expired.`,
 		Example: `  capdrift scan
   capdrift scan --namespace shop --wide
   capdrift scan --filter 'caps.effective.hasAny(["SYS_ADMIN","NET_RAW"]) && pod.namespace != "kube-system"'
@@ -71,14 +76,13 @@ was seen is still printed), 2 wrong usage, 3 findings at or above --fail-on.`,
 		fleet.addFlags(cmd, time.Minute, 10*time.Minute)
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.failOn, "fail-on", "", "exit with status 3 when a finding is at or above this severity: critical, high, medium, low, info")
+	o.gate.addFlags(cmd, failOn, "exit with status 3 when a finding is at or above this severity", onlyGaps)
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "show only containers of pods in this namespace")
 	flags.StringVar(&o.container, "container", "", "show only containers with this name, or whose id starts so")
 	flags.IntVar(&o.pid, "pid", 0, "show only the container of this process, and only this process")
 	o.matching.addFlags(cmd)
 	o.excepted.addFlags(cmd)
 	o.output.addFlags(flags)
-	complete(cmd, "fail-on", severityNames()...)
 	complete(cmd, "output", outputNames()...)
 	complete(cmd, "color", "auto", "always", "never")
 	return cmd
@@ -102,8 +106,8 @@ func (o *scanOptions) validate(cmd *cobra.Command) error {
 	if err := o.sourceOptions.validate(cmd, o.fleet, showExcepted); err != nil {
 		return err
 	}
-	if o.failOn != "" && !slices.Contains(severityNames(), o.failOn) {
-		return fmt.Errorf("--fail-on=%s: want one of %s", o.failOn, strings.Join(severityNames(), ", "))
+	if err := o.gate.validate(); err != nil {
+		return err
 	}
 	if o.pid < 0 {
 		return fmt.Errorf("--pid=%d: want a process id", o.pid)
@@ -116,10 +120,13 @@ func (o *scanOptions) validate(cmd *cobra.Command) error {
 
 // run scans, prints, and turns what was found into the exit status.
 func (o *scanOptions) run(cmd *cobra.Command) error {
+	if err := o.gate.open(); err != nil {
+		return err
+	}
 	if o.fleet != nil {
 		return o.overFleet(cmd)
 	}
-	report, err := o.report(cmd.Context())
+	report, err := o.report(cmd.Context(), o.gate.asked())
 	if err != nil {
 		return err
 	}
@@ -134,18 +141,32 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	if shown.unjudged != "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", shown.unjudged)
 	}
-	if o.failOn != "" && !report.Coverage.Complete {
-		fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning: the coverage is incomplete, so --fail-on judged only what was seen (the coverage says what was not)")
+	k := known{worst: shown.worst, what: "there are findings of severity %s", gaps: shown.gaps, unknown: untold(shown.unjudged)}
+	if k.broken = o.unmatched(report.Containers); report.Runtime == nil {
+		k.broken = errors.New("no container runtime answered, so nothing could be compared with its declaration (the coverage says why)")
 	}
-	switch {
-	case report.Runtime == nil:
-		return errors.New("no container runtime answered, so nothing could be compared with its declaration (the coverage says why)")
-	case o.failOn != "" && shown.worst >= severityOf(o.failOn):
-		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", shown.worst, o.failOn)}
-	case o.filtering() && !slices.ContainsFunc(report.Containers, o.asks):
-		return fmt.Errorf("no running container matches %s", o.filterText())
+	return o.gate.decide(cmd.ErrOrStderr(), k)
+}
+
+// untold is what a filter could not be told of, for a gate.
+func untold(unjudged string) []string {
+	if unjudged == "" {
+		return nil
 	}
-	return nil
+	return []string{"--filter could not be told of everything"}
+}
+
+// unmatched is the error for a name that no container has, nil where all have been found.
+func (o *scanOptions) unmatched(containers []drift.Container) error {
+	if !o.filtering() || slices.ContainsFunc(containers, o.asks) {
+		return nil
+	}
+	hint := nearest(o.namespace, namesOf(containers, namespaceOf))
+	within := slices.DeleteFunc(slices.Clone(containers), func(c drift.Container) bool { return o.namespace != "" && namespaceOf(c) != o.namespace })
+	if len(within) > 0 && o.container != "" {
+		hint = nearest(o.container, namesOf(within, func(c drift.Container) string { return c.Name }))
+	}
+	return fmt.Errorf("no running container matches %s%s", o.filterText(), hint)
 }
 
 // chosen is what of a report is asked for.
@@ -154,11 +175,12 @@ type chosen struct {
 	worst    drift.Severity // of the findings that no exception accepts
 	accepted int            // findings, by exceptions
 	unjudged string         // what the filter could not be told of
+	gaps     []drift.Gap    // of what is asked for
 }
 
 func (o *scanOptions) choose(report drift.Report) (chosen, error) {
 	matching, unjudged, err := o.matching.apply(report, o.asks)
-	shown := chosen{Report: o.filter(matching), unjudged: unjudged}
+	shown := chosen{Report: o.filter(matching), unjudged: unjudged, gaps: report.Gaps(o.matching.scope(o.asks, matching.Containers))}
 	rest := unaccepted(shown.Findings)
 	shown.worst, shown.accepted = worstFinding(rest), len(shown.Findings)-len(rest)
 	if !o.excepted.show {

@@ -57,10 +57,11 @@ func (o *sourceOptions) oneOrOther(cmd *cobra.Command, more ...string) error {
 	return nil
 }
 
-// report is of a look that is taken now, here or by the agent.
-func (o *sourceOptions) report(ctx context.Context) (drift.Report, error) {
+// report is of a look that is taken now, here or by the agent. For a gate an agent is asked again
+// where it could not read something yet; this program always looks again.
+func (o *sourceOptions) report(ctx context.Context, gate bool) (drift.Report, error) {
 	if o.client.agent != "" {
-		return o.client.scan(ctx)
+		return o.client.scan(ctx, gate)
 	}
 	return o.look(ctx, o.host())
 }

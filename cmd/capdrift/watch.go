@@ -29,7 +29,7 @@ type watchOptions struct {
 	color     string
 	filter    string
 	namespace string
-	until     string
+	gate      gateOptions // asked by --until-finding
 	noHeaders bool
 	excepted  exceptedOptions
 }
@@ -53,9 +53,13 @@ opens, and one that is open at the begin; not one that an exception accepts.
 Findings that an exception of the agent's policy accepts are counted and left out, unless
 --show-excepted asks for them; one that was shown is said to be accepted.
 
-Exit status: 0 ended by a signal or --timeout, 1 could not do it (with --until-finding also when
-a signal ended the watch, changes were lost, or the agent was not there at the end of --timeout:
-then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is open.`,
+Where --timeout ends it before, it passes only where the agent sees all that is asked for: gaps that
+stay can be accepted by name in --exceptions, or all with --allow-incomplete (docs/exit-status.md).
+
+Exit status: 0 ended by a signal or --timeout, 1 could not do it (a namespace that nothing is in,
+too; with --until-finding also when a signal ended the watch, changes were lost, the agent was not
+there at the end of --timeout, or not all was seen: then nobody knows), 2 wrong usage, 3 a finding
+at or above --until-finding is open, or by --fail-on-expired.`,
 		Example: `  capdrift watch
   capdrift watch findings -n shop -o jsonl
   capdrift watch containers --filter 'pod.namespace != "kube-system"'
@@ -86,12 +90,11 @@ then nobody knows), 2 wrong usage, 3 a finding at or above --until-finding is op
 	flags.StringVar(&o.color, "color", "auto", "color the table: auto (on a terminal, unless NO_COLOR is set), always, never")
 	flags.StringVar(&o.filter, "filter", "", "only those of which this expression is true (docs/filter.md)")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "only those of pods in this namespace")
-	flags.StringVar(&o.until, "until-finding", "", "end with status 3 when a finding at or above this severity is open: critical, high, medium, low, info")
+	o.gate.addFlags(cmd, untilFinding, "end with status 3 when a finding at or above this severity is open", onlyGaps)
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "leave out the heading line of the table")
 	o.excepted.addFlags(cmd)
 	complete(cmd, "output", "table", "wide", "jsonl")
 	complete(cmd, "color", "auto", "always", "never")
-	complete(cmd, "until-finding", severityNames()...)
 	return cmd
 }
 
@@ -108,19 +111,23 @@ func (o *watchOptions) validate(args []string) (resource string, err error) {
 		return "", fmt.Errorf("%s cannot be watched: want findings or containers", printable(args[0]))
 	case !slices.Contains([]string{"table", "wide", "jsonl"}, o.format):
 		return "", fmt.Errorf("--output=%s: want table, wide or jsonl", printable(o.format))
-	case o.until != "" && !slices.Contains(severityNames(), o.until):
-		return "", fmt.Errorf("--until-finding=%s: want one of %s", printable(o.until), strings.Join(severityNames(), ", "))
 	case o.excepted.show && resource != "finding":
 		return "", errors.New("--show-excepted is of watch findings")
 	case o.discover <= 0 && o.fleet != nil:
 		return "", fmt.Errorf("--discover=%s: want a time above zero", o.discover)
-	case o.until != "" && resource != "finding":
+	case o.gate.asked() && resource != "finding":
 		return "", errors.New("--until-finding is of watch findings")
+	}
+	if err := o.gate.validate(); err != nil {
+		return "", err
 	}
 	return resource, (&outputOptions{format: "table", color: o.color}).validate()
 }
 
 func (o *watchOptions) run(cmd *cobra.Command, resource string) error {
+	if err := o.gate.open(); err != nil {
+		return err
+	}
 	colors := outputOptions{color: o.color}
 	out := watchOutput{
 		Writer: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), resource: resource, jsonl: o.format == "jsonl",
@@ -133,7 +140,54 @@ func (o *watchOptions) run(cmd *cobra.Command, resource string) error {
 	ctx, cancel := o.client.within(cmd.Context())
 	defer cancel()
 	w := watcher{watchOptions: o, client: o.client, resource: resource, out: out, patience: 2 * time.Minute, shown: make(map[string]bool)}
-	return w.run(ctx)
+	if err := o.present(ctx, w.client); err != nil {
+		return err
+	}
+	if err := w.run(ctx); err != nil {
+		return err
+	}
+	k := known{}
+	if o.gate.asked() { // --timeout has ended it
+		seen, err := o.seen(cmd.Context(), w.client)
+		if err != nil {
+			return fmt.Errorf("what the agent sees at the end is not known: %w", err)
+		}
+		k.gaps = seen.gaps
+	}
+	return o.gate.decide(cmd.ErrOrStderr(), k)
+}
+
+// present fails where nothing is in the namespace that is asked for. An agent that does not
+// answer, or has not looked yet, does not know: the watch then says so, or waits for it.
+func (o *watchOptions) present(ctx context.Context, agent clientOptions) error {
+	if o.namespace == "" || agent.wait {
+		return nil
+	}
+	c, err := agent.dial()
+	if err != nil {
+		return nil // the watch says it
+	}
+	defer c.close()
+	seen, err := c.outlook(ctx, false, "")
+	if err != nil {
+		return nil
+	}
+	return noNamespace(o.namespace, seen.namespaces, "on this agent's node")
+}
+
+// atTheEnd bounds how long an agent is asked for what it sees, once the watch is over.
+const atTheEnd = 30 * time.Second
+
+// seen is what the agent sees at the end of a watch.
+func (o *watchOptions) seen(ctx context.Context, agent clientOptions) (outlook, error) {
+	ctx, cancel := within(ctx, timeoutError{after: atTheEnd, flag: "--timeout"})
+	defer cancel()
+	c, err := agent.dial()
+	if err != nil {
+		return outlook{}, err
+	}
+	defer c.close()
+	return c.outlook(ctx, true, o.namespace)
 }
 
 // watcher follows an agent over any number of connections.
@@ -219,10 +273,10 @@ func (w *watcher) ended(ctx context.Context, err error) error {
 	switch timedOut := errors.As(context.Cause(ctx), &late); {
 	case ctx.Err() == nil, timedOut && !w.whole:
 		return err
-	case w.until == "":
+	case !w.gate.asked():
 		return nil
 	case !timedOut:
-		return fmt.Errorf("interrupted before a finding at or above --until-finding=%s was open", w.until)
+		return fmt.Errorf("interrupted before a finding at or above --until-finding=%s was open", w.gate.severity)
 	case !w.there:
 		return errors.New("the agent was not there at the end of --timeout, so nobody knows what is open")
 	case w.lossy:
@@ -402,20 +456,13 @@ func (w *watcher) finding(message *v1.Finding, change, resolved string, at *time
 	if err := w.out.item(item, change, resolved, at); err != nil {
 		return err
 	}
-	var threshold drift.Severity
-	if w.until == "" || change == "resolved" {
+	if !w.gate.asked() || change == "resolved" || item.finding.Severity < severityOf(w.gate.severity) {
 		return nil
 	}
-	if err := threshold.UnmarshalText([]byte(w.until)); err != nil {
-		return err // validate has accepted it
+	if err := w.out.flush(at); err != nil {
+		return err
 	}
-	if item.finding.Severity >= threshold {
-		if err := w.out.flush(at); err != nil {
-			return err
-		}
-		return findingsError{fmt.Errorf("a finding of severity %s is open, at or above --until-finding=%s", item.finding.Severity, w.until)}
-	}
-	return nil
+	return w.gate.verdict(known{worst: item.finding.Severity, what: "a finding of severity %s is open"})
 }
 
 // acceptedOne prints a finding that an exception accepts, if it is to be shown, or was
@@ -438,7 +485,7 @@ func (w *watcher) acceptedOne(item subject, change, resolved string, at *time.Ti
 }
 
 // scan is the report of a look that the agent takes now.
-func (o *clientOptions) scan(ctx context.Context) (drift.Report, error) {
+func (o *clientOptions) scan(ctx context.Context, gate bool) (drift.Report, error) {
 	ctx, cancel := o.within(ctx)
 	defer cancel()
 	c, err := o.open(ctx)
@@ -446,7 +493,7 @@ func (o *clientOptions) scan(ctx context.Context) (drift.Report, error) {
 		return drift.Report{}, err
 	}
 	defer c.close()
-	return c.scan(ctx)
+	return c.scanFor(ctx, gate)
 }
 
 func (c *client) scan(ctx context.Context) (drift.Report, error) {

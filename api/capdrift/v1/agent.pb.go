@@ -3036,7 +3036,11 @@ type Limit struct {
 	Why string `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
 	// True when something that exists was not looked at, false when it was seen by a
 	// weaker means than the best.
-	Blind         bool `protobuf:"varint,3,opt,name=blind,proto3" json:"blind,omitempty"`
+	Blind bool `protobuf:"varint,3,opt,name=blind,proto3" json:"blind,omitempty"`
+	// A stable name of what is blind, docs/exit-status.md; empty where it has none.
+	Code string `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
+	// The part of the node that it is about, by a stable name; empty where there is none.
+	Object        string `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3090,6 +3094,20 @@ func (x *Limit) GetBlind() bool {
 		return x.Blind
 	}
 	return false
+}
+
+func (x *Limit) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Limit) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
 }
 
 // Container is one container: what was declared for it at each hop, and the
@@ -5369,11 +5387,13 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"unreadable\"F\n" +
 	"\x0eThreadCoverage\x12\x1a\n" +
 	"\bobserved\x18\x01 \x01(\rR\bobserved\x12\x18\n" +
-	"\askipped\x18\x02 \x01(\rR\askipped\"C\n" +
+	"\askipped\x18\x02 \x01(\rR\askipped\"o\n" +
 	"\x05Limit\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12\x14\n" +
-	"\x05blind\x18\x03 \x01(\bR\x05blind\"\xc9\x05\n" +
+	"\x05blind\x18\x03 \x01(\bR\x05blind\x12\x12\n" +
+	"\x04code\x18\x04 \x01(\tR\x04code\x12\x16\n" +
+	"\x06object\x18\x05 \x01(\tR\x06object\"\xc9\x05\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
