@@ -186,15 +186,11 @@ func (c *Client) unexplained(ctx context.Context, found []*subject, explained ma
 	if found = unknown(explained); len(found) == 0 {
 		return nil, nil
 	}
-	all, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{})
+	lists, err := c.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pods, err := call(ctx, c, c.cri.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		return nil, err
-	}
-	return unknown(idsOf(all.GetContainers(), pods.GetItems())), nil
+	return unknown(idsOf(lists.containers, lists.sandboxes)), nil
 }
 
 // record is what containerd keeps of a container: Container in

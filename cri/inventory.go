@@ -56,25 +56,20 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 		return drift.Inventory{}, err
 	}
 	c.configure(ctx, &runtime)
-	// Containers before sandboxes: those of each one listed are then there too.
-	all, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{})
-	if err != nil {
-		return drift.Inventory{}, err
-	}
-	pods, err := call(ctx, c, c.cri.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+	lists, err := c.list(ctx)
 	if err != nil {
 		return drift.Inventory{}, err
 	}
 	budget, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	c.large.over = budget
-	subjects, ended := c.listed(all.GetContainers(), pods.GetItems())
-	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(all.GetContainers(), pods.GetItems()), Limits: slices.Clone(c.passed)}
+	subjects, ended := c.listed(lists.containers, lists.sandboxes)
+	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(lists.containers, lists.sandboxes), Limits: slices.Concat(c.passed, lists.limits)}
 	ended = slices.DeleteFunc(ended, func(s *subject) bool { // one that is not ready yet
 		return slices.Contains(inventory.Starting, InventoryID(s.namespace, s.id))
 	})
 	if c.containerd = runtime.Name == "containerd"; c.containerd {
-		unmanaged, limits := c.unmanaged(ctx, idsOf(all.GetContainers(), pods.GetItems()))
+		unmanaged, limits := c.unmanaged(ctx, idsOf(lists.containers, lists.sandboxes))
 		subjects = append(subjects, unmanaged...)
 		inventory.Limits = append(inventory.Limits, limits...)
 	}
@@ -382,9 +377,12 @@ func (c *Client) askSandbox(sandbox *runtimeapi.PodSandbox, ended bool) (func(co
 	return ask, runs
 }
 
+// handlerAnnotation is where CRI-O notes a sandbox's runtime handler.
+const handlerAnnotation = "io.kubernetes.cri-o.RuntimeHandler"
+
 func forgeable(written map[string]string) bool {
 	for key := range written {
-		if strings.EqualFold(key, "io.kubernetes.cri-o.RuntimeHandler") {
+		if strings.EqualFold(key, handlerAnnotation) {
 			return true
 		}
 	}
