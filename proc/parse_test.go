@@ -223,6 +223,17 @@ func FuzzParseMounts(f *testing.F) {
 	})
 }
 
+func FuzzParseCgroupMounts(f *testing.F) {
+	f.Add([]byte("40 30 0:30 /docker/x /sys/fs/cgroup/pids rw shared:9 - cgroup cgroup rw,pids\n41 30 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for directory, root := range parseCgroupMounts(text, "/sys/fs/cgroup") {
+			if directory == "" || directory[0] == '/' || directory == ".." || strings.HasPrefix(directory, "../") || !bytes.Contains(text, []byte(root)) {
+				t.Fatalf("%q: %q at %q", text, root, directory)
+			}
+		}
+	})
+}
+
 func TestParseUptime(t *testing.T) {
 	if up, err := parseUptime([]byte("2775.07 5300.12\n")); err != nil || up != 2775*time.Second+70*time.Millisecond {
 		t.Errorf("%v, %v", up, err)
