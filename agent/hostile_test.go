@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/capdrift/capdrift/agent"
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/drift"
 )
 
@@ -271,5 +272,100 @@ func TestAContainerThatItsRuntimeDoesNotListYetIsNoStranger(t *testing.T) {
 	}
 	if opened, resolved := m.count(agent.FindingOpened, drift.UnmanagedContainer), m.count(agent.FindingResolved, drift.UnmanagedContainer); opened != 1 || resolved != 0 {
 		t.Errorf("opened %d times and resolved %d times: %q", opened, resolved, m.story())
+	}
+}
+
+// TestABusyRuntimeListsAContainerLate: it runs for seconds before the runtime lists it, and
+// is no stranger; one that is never listed is told.
+func TestABusyRuntimeListsAContainerLate(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host = strays{m} })
+	seen := func(n int) func() bool {
+		return func() bool {
+			view, _ := loop.View()
+			return len(view.Report.Containers) == n
+		}
+	}
+	m.change(func() { m.processes["c2"] = []drift.Process{process(20, bind)} })
+	passes(t, c, "a sweep has seen it", seen(2))
+	began := c.Now()
+	passes(t, c, "three seconds have passed", func() bool { return c.Now().Sub(began) >= 3*time.Second })
+	late := restricted()
+	late.ID = "c2"
+	m.change(func() { m.container = append(m.container, late) })
+	passes(t, c, "it is explained", func() bool {
+		view, _ := loop.View()
+		return !slices.ContainsFunc(view.Report.Containers, func(c drift.Container) bool { return c.Managed == nil || !*c.Managed })
+	})
+	if story := m.story(); story != nil {
+		t.Errorf("the journal has %q", story)
+	}
+	m.change(func() { m.processes["c3"] = []drift.Process{process(30, bind)} })
+	passes(t, c, "another one is seen", seen(3))
+	began = c.Now()
+	passes(t, c, "it is told", func() bool { return slices.Equal(openKinds(loop), []string{"unmanaged_container"}) })
+	if took := c.Now().Sub(began); took < 5*time.Second || took > 10*time.Second {
+		t.Errorf("it was told after %s", took)
+	}
+}
+
+// mapped is a machine whose node tells the identity of user namespaces, and whose runtime
+// has handlers.
+type mapped struct {
+	*machine
+	handlers map[string]drift.Handler
+}
+
+func (h mapped) Node() (drift.Node, []drift.Limit, error) {
+	node, limits, err := h.machine.Node()
+	node.UserNamespace.Inode = drift.InitialUserNamespace
+	return node, limits, err
+}
+
+func (h mapped) Inventory(ctx context.Context) (drift.Inventory, error) {
+	inventory, err := h.machine.Inventory(ctx)
+	inventory.Runtime.Handlers = h.handlers
+	return inventory, err
+}
+
+// TestAHandlerThatGivesEverythingIsOneFinding, for as long as it does: who is in the node's
+// user namespace is found all the same.
+func TestAHandlerThatGivesEverythingIsOneFinding(t *testing.T) {
+	maps := []drift.IDRange{{Inside: 0, Outside: 362144, Length: 65536}}
+	everything := capdecode.Full(40)
+	holder := func(pid int) drift.Process {
+		p := process(pid, everything)
+		p.UID, p.Caps.Permitted, p.Caps.Effective = 362144, everything, everything
+		p.UserNamespace = drift.UserNamespace{Inode: 4026532800, Parent: drift.InitialUserNamespace, UIDMap: maps}
+		return p
+	}
+	m, c := newMachine(), newClock()
+	inner := restricted()
+	inner.RuntimeHandler, inner.CgroupPath, inner.Pod = "system", "/c1", &drift.Pod{Namespace: "ci", Name: "runner"}
+	inner.Declared.OCI.UID, inner.Declared.OCI.UserNamespace, inner.Declared.OCI.UIDMap = 0, true, maps
+	m.container, m.processes["c1"] = []drift.Container{inner}, []drift.Process{holder(10)}
+	host := mapped{m, map[string]drift.Handler{"system": {Binary: "/usr/bin/sysbox-runc"}}}
+	is := func(loop *agent.Loop, want ...string) func() bool {
+		return func() bool { return slices.Equal(openKinds(loop), want) }
+	}
+
+	once := agent.Scanner{Host: host, Runtime: host, Now: c.Now, Wait: func(context.Context, time.Duration) error { return nil }}
+	report, err := once.Scan(t.Context())
+	if err != nil || len(report.Findings) != 1 || report.Findings[0].Cause != drift.CauseGenerous {
+		t.Errorf("a scan found %+v, %v", report.Findings, err)
+	}
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host, l.Runtime = host, host })
+	passes(t, c, "it is about the handler", is(loop, "permitted_excess"))
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], holder(11)) })
+	passes(t, c, "a second process was read", func() bool {
+		view, _ := loop.View()
+		return len(view.Report.Containers[0].Processes) == 2
+	})
+	outside := holder(12)
+	outside.UserNamespace = drift.UserNamespace{Inode: drift.InitialUserNamespace, UIDMap: whole}
+	m.change(func() { m.processes["c1"] = append(m.processes["c1"], outside) })
+	passes(t, c, "who is in the node's namespace is found", is(loop, "permitted_excess", "userns_escape"))
+	if got := m.story(); !slices.Equal(got, []string{"finding_opened permitted_excess 0", "finding_opened userns_escape 12"}) {
+		t.Errorf("the journal has %q", got)
 	}
 }

@@ -24,6 +24,10 @@ const (
 	// returning is how soon after its end a finding that opens again has come back. From
 	// then on it is resolved only when it was not seen for as long.
 	returning = time.Minute
+	// introduction is how long after the first look at a container that nobody named the
+	// runtime is asked for it, before it is told: a busy runtime lists a pod's sandbox
+	// seconds after the sandbox runs.
+	introduction = 5 * time.Second
 	// patience is for how many confirming times a suspicion waits for another process that
 	// shows the same, when the one that showed it is gone.
 	patience = 8
@@ -268,10 +272,10 @@ func (l *ledger) resolve(at time.Time, id, why string) Change {
 
 // confirms reports whether a sample that found a suspicion again shows that it is true:
 // it read what shows it, a while later, and of a container that nobody named, the runtime
-// was asked after it was seen. Until it has answered, it may be one that has just started.
+// was asked long enough after it was seen: it may be one that has just started.
 func (l *ledger) confirms(s sample, suspect *suspicion, found drift.Finding) bool {
 	return s.at.Sub(suspect.since) >= l.confirm && drift.Agree(suspect.Finding, found) && (s.read == nil || s.read(found)) &&
-		(suspect.Kind != drift.UnmanagedContainer || s.asked.After(suspect.since))
+		(suspect.Kind != drift.UnmanagedContainer || s.asked.Sub(suspect.since) >= introduction)
 }
 
 // certain tells whether one look is enough: what is harmless, and what only specs

@@ -327,7 +327,23 @@ func (l *Loop) nextSweep(second bool) (in time.Duration, isSecond bool) {
 		l.state.wholeAt = time.Time{} // perhaps it is about a thread
 		return l.Cadence.Confirm, true
 	}
+	if in := l.introduced(); in > 0 {
+		return min(in, l.Cadence.Sweep), true
+	}
 	return l.Cadence.Sweep, false
+}
+
+// introduced is the time until the runtime is to be asked for the container that nobody has
+// named for longest; 0 where it was asked, and where there is none.
+func (l *Loop) introduced() (in time.Duration) {
+	for _, suspect := range l.state.ledger.pending() {
+		if suspect.Kind == drift.UnmanagedContainer {
+			if left := introduction - l.Now().Sub(suspect.since); left > 0 && (in == 0 || left < in) {
+				in = left
+			}
+		}
+	}
+	return in
 }
 
 // closeFormerBoot resolves what was open when the node went down.

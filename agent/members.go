@@ -116,7 +116,7 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 	if processes := withoutThreads(c.Processes); processes != nil {
 		bare.Processes = processes // threads were not read
 	}
-	part := sample{at: l.Now(), found: l.except(drift.CompareProcesses(s.node, bare, seen)), partial: true}
+	part := sample{at: l.Now(), found: l.except(s.expectations.Fold(drift.CompareProcesses(s.node, bare, seen))), partial: true}
 	part.over = func(f drift.Finding) string {
 		if f.ContainerID != c.ID || !tied(f) {
 			return ""
@@ -131,7 +131,7 @@ func (l *Loop) part(c *drift.Container, before, read []drift.Process) sample {
 	}
 	// Others may show what the process showed that is named.
 	if slices.ContainsFunc(s.ledger.current(), func(f drift.Finding) bool { return part.over(f) != "" }) {
-		part.kept = l.except(drift.Compare(s.node, *c))
+		part.kept = l.except(s.expectations.Fold(drift.Compare(s.node, *c)))
 	}
 	return part
 }

@@ -241,6 +241,7 @@ func (s Scanner) hops(node drift.Node, runtime drift.Runtime, seen *look) {
 	for _, c := range seen.sweep.Containers {
 		seen.candidates = append(seen.candidates, drift.Hops(node, seen.expectations, c)...)
 	}
+	seen.candidates = seen.expectations.Fold(seen.candidates)
 }
 
 // unsettled tells whether another look could say more: something suspicious is

@@ -26,7 +26,7 @@ func (l *Loop) judge(threads bool) (seen sample) {
 		}
 		seen.found = append(seen.found, drift.Compare(s.node, read)...)
 	}
-	seen.found, seen.kept = l.except(seen.found), l.except(seen.kept)
+	seen.found, seen.kept = l.except(s.expectations.Fold(seen.found)), l.except(s.expectations.Fold(seen.kept))
 	return seen
 }
 

@@ -23,6 +23,9 @@ var givers = []string{"sysbox-runc"}
 
 // generosity finds the handlers that give everything. One container that holds too much
 // from its first process on may have been broken into; all of several pods were made so.
+// A first process can enter a user namespace of its own that looks like the container's, and
+// holds everything there: several pods prove it only where the identity of the namespace is
+// known.
 func (e *Expectations) generosity(node Node, containers []Container) {
 	e.generous = make(map[string]generous)
 	full := comparable(node.CapLastCap)
@@ -47,7 +50,9 @@ func (e *Expectations) generosity(node Node, containers []Container) {
 				g.binary = c.Binary
 			}
 			e.generous[c.RuntimeHandler] = g
-			pods[c.RuntimeHandler] = append(pods[c.RuntimeHandler], podKey(c))
+			if u := first.UserNamespace; u.Parent != 0 && u.Parent == node.UserNamespace.Inode {
+				pods[c.RuntimeHandler] = append(pods[c.RuntimeHandler], podKey(c))
+			}
 		case !full.Within(c.Declared.OCI.Ceiling()):
 			modest[c.RuntimeHandler] = true
 		}

@@ -25,7 +25,7 @@ func TestRuntimesThatGiveEverything(t *testing.T) {
 		}
 		for _, pid := range []int{10, 11} {
 			p := drift.Process{PID: pid, Name: "systemd", UID: 362144, Caps: holding(all)}
-			p.UserNamespace.UIDMap, p.UserNamespace.GIDMap, p.UserNamespace.ProjectIDMap = maps, maps, []drift.IDRange{}
+			p.UserNamespace = drift.UserNamespace{Inode: 4026532800, Parent: node().UserNamespace.Inode, UIDMap: maps, GIDMap: maps, ProjectIDMap: []drift.IDRange{}}
 			c.Processes = append(c.Processes, p)
 		}
 		for _, change := range changes {
@@ -38,6 +38,11 @@ func TestRuntimesThatGiveEverything(t *testing.T) {
 			for i := range c.Processes {
 				c.Processes[i].Caps = holding(set)
 			}
+		}
+	}
+	looksAlike := func(c *drift.Container) {
+		for i := range c.Processes {
+			c.Processes[i].UserNamespace.Inode, c.Processes[i].UserNamespace.Parent = 0, 0
 		}
 	}
 	asUser := func(c *drift.Container) {
@@ -57,7 +62,11 @@ func TestRuntimesThatGiveEverything(t *testing.T) {
 		"several pods":                 {containers: []drift.Container{pod("a"), pod("b")}, want: []string{about + all.String()}},
 		"beside one with another user": {containers: []drift.Container{pod("a"), pod("b"), pod("c", asUser, held(0))}, want: []string{about + all.String()}},
 		"one pod proves nothing":       {containers: []drift.Container{pod("a")}, want: one},
-		"unless its runtime is known":  {binary: "/usr/bin/sysbox-runc", containers: []drift.Container{pod("a")}, want: []string{about + all.String()}},
+		"several whose namespaces may be nested prove nothing": {
+			containers: []drift.Container{pod("a", looksAlike), pod("b", looksAlike), pod("c")},
+			want:       slices.Concat(one[:1], one[:1], one[:1], one[1:], one[1:], one[1:]),
+		},
+		"unless its runtime is known": {binary: "/usr/bin/sysbox-runc", containers: []drift.Container{pod("a")}, want: []string{about + all.String()}},
 		"neither does one where another got what it should": {
 			containers: []drift.Container{pod("a"), pod("b"), pod("c", held(crio))}, want: append(slices.Clone(one), one...),
 		},

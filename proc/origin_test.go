@@ -282,33 +282,76 @@ func TestOutsiders(t *testing.T) {
 // TestNewcomers: a process that starts its successor and ends while others are read is in no
 // list, and its successor is read all the same, in either pid namespace of the reader.
 func TestNewcomers(t *testing.T) {
-	for _, chain := range []bool{true, false} {
-		p, containers := twoPods(t)
-		p.cgroup("kubepods/podB/"+idB, 200)
-		p.cgroup("kubepods/podA/"+idA, 100, 101)
-		p.person(person{pid: 101, parent: 100, name: "x", mount: mountA, inner: 2, cgroup: containers[0].CgroupPath})
-		fs := proc.New(p.root, proc.Options{Readers: 1})
-		began := false
-		fs.Costs(func(int) time.Duration { // when the first one is read
-			if !began {
-				began = true
-				if chain { // 101 has ended, and 102 is there
-					p.person(person{pid: 102, parent: 100, name: "x", mount: mountA, inner: 3, everything: true, cgroup: containers[0].CgroupPath})
-					p.cgroup("kubepods/podA/"+idA, 100, 102)
-					if err := os.RemoveAll(filepath.Join(p.root, "proc/101")); err != nil {
-						t.Fatal(err)
-					}
-				}
+	for ends, row := range map[string]struct {
+		end  func(t *testing.T, p picture)
+		read bool // its successor
+	}{
+		"it does not end": {func(*testing.T, picture) {}, false},
+		"it is gone": {func(t *testing.T, p picture) {
+			if err := os.RemoveAll(filepath.Join(p.root, "proc/101")); err != nil {
+				t.Fatal(err)
 			}
-			return 0
-		})
-		sweep, err := fs.Sweep(context.Background(), containers)
-		if err != nil {
-			t.Fatal(err)
+		}, true},
+		"nobody has waited for it": {func(_ *testing.T, p picture) { p.edit("proc/101/status", "State:\tS (sleeping)", "State:\tZ (zombie)") }, true},
+	} {
+		for _, foreign := range []bool{false, true} {
+			p, containers := twoPods(t)
+			if foreign {
+				p.write("proc/self/status", string(p.capture("default", "status")))
+			}
+			p.cgroup("kubepods/podB/"+idB, 200)
+			p.cgroup("kubepods/podA/"+idA, 100, 101)
+			p.person(person{pid: 101, parent: 100, name: "x", mount: mountA, inner: 2, cgroup: containers[0].CgroupPath})
+			fs := proc.New(p.root, proc.Options{Readers: 1})
+			began := false
+			fs.Costs(func(int) time.Duration { // when the first one is read
+				if !began {
+					began = true
+					if row.read {
+						p.person(person{pid: 102, parent: 100, name: "x", mount: mountA, inner: 3, everything: true, cgroup: containers[0].CgroupPath})
+						p.cgroup("kubepods/podA/"+idA, 100, 102)
+					}
+					row.end(t, p)
+				}
+				return 0
+			})
+			sweep, err := fs.Sweep(context.Background(), containers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := slices.ContainsFunc(sweep.Containers[0].Processes, func(p drift.Process) bool { return p.PID == 102 && p.Lineage != nil })
+			if seen != row.read {
+				t.Errorf("%s (foreign %v): its successor is read: %v: %+v", ends, foreign, seen, sweep.Containers[0].Processes)
+			}
 		}
-		seen := slices.ContainsFunc(sweep.Containers[0].Processes, func(p drift.Process) bool { return p.PID == 102 && p.Lineage != nil })
-		if seen != chain {
-			t.Errorf("a chain %v: its successor is read: %v: %+v", chain, seen, sweep.Containers[0].Processes)
+	}
+}
+
+// TestWhoMovesWhileItIsRead is the container's in whose mount namespace it is, and is not lost
+// between two cgroups.
+func TestWhoMovesWhileItIsRead(t *testing.T) {
+	p, containers := twoPods(t)
+	p.cgroup("kubepods/podA/"+idA, 100, 101)
+	p.cgroup("kubepods/podB/"+idB, 200)
+	p.person(person{pid: 101, parent: 100, name: "x", mount: mountA, inner: 2, everything: true, cgroup: containers[0].CgroupPath})
+	fs := proc.New(p.root, proc.Options{Readers: 1})
+	fs.Costs(func(int) time.Duration {
+		p.cgroup("kubepods/podA/"+idA, 100)
+		p.cgroup("kubepods/podB/"+idB, 200, 101)
+		p.write("proc/101/cgroup", "0::"+containers[1].CgroupPath+"\n")
+		return 0
+	})
+	sweep, err := fs.Sweep(context.Background(), containers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range sweep.Containers {
+		for _, p := range c.Processes {
+			got = append(got, fmt.Sprintf("%s %d %s", c.Pod.Name, p.PID, p.Elsewhere))
 		}
+	}
+	if want := []string{"podA 100 ", "podA 101 " + containers[1].CgroupPath, "podB 200 "}; !slices.Equal(got, want) {
+		t.Errorf("read %q, want %q", got, want)
 	}
 }

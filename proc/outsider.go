@@ -2,6 +2,7 @@ package proc
 
 import (
 	"errors"
+	"fmt"
 	"path"
 	"slices"
 
@@ -47,9 +48,36 @@ func (s *sweep) origins() *origins {
 // sandboxes do, or it is in the mount namespace of one. A user namespace alone makes none:
 // systemd's services (PrivateUsers=) and sandboxes of all kinds have one.
 func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
+	empty := *o
+	for range moveReads {
+		*o = empty
+		if s.readOutsiderOnce(r, pid, o); !errors.Is(o.err, errMoved) {
+			return
+		}
+	}
+	// It moves again and again. Whose it is its mounts tell.
+	if o.owner = s.mounted(r, pid); o.owner == nil {
+		o.err = fmt.Errorf("process %d moves from cgroup to cgroup while it is read", pid)
+		return
+	}
+	if s.readStray(r, pid, o); errors.Is(o.err, errMoved) {
+		o.err = nil
+	}
+	if s.lister(o.cgroup) == o.owner {
+		o.process.Elsewhere = ""
+	}
+}
+
+// moveReads is how often a process is read that moves to another cgroup meanwhile: a runtime
+// moves one once.
+const moveReads = 3
+
+var errMoved = fmt.Errorf("%w where it was: it moved to another cgroup", ErrVanished)
+
+func (s *sweep) readOutsiderOnce(r *reader, pid int, o *reading) {
 	status, err := r.outsider(pid)
 	if err != nil {
-		if !errors.Is(err, errSkip) {
+		if !errors.Is(err, errSkip) || errors.Is(err, errEnded) {
 			o.err = err
 		}
 		return
@@ -60,6 +88,7 @@ func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
 		return
 	}
 	if o.cgroup = s.cgroupOf(r, pid); o.cgroup == "/" && r.exiting(pid) {
+		o.err = ErrVanished
 		return
 	}
 	if g := s.lister(o.cgroup); g != nil && g.given && !g.alone {
@@ -86,7 +115,10 @@ func (s *sweep) readStray(r *reader, pid int, o *reading) {
 		*o.process, o.born, o.err = r.withOrigin(&s.look, c, *o.process, always)
 	}
 	if o.err == nil && o.cgroup != s.cgroupOf(r, pid) {
-		o.err = ErrVanished // or moved, and which process was where is not known
+		o.err = errMoved // and which process was where is not known
+		if r.exiting(pid) {
+			o.err = ErrVanished
+		}
 	}
 	if o.owner != nil {
 		o.process.Elsewhere = o.cgroup
@@ -97,15 +129,20 @@ func always(*drift.Container, *drift.Process) bool { return true }
 
 // What one sweep reads of processes that came while it read others.
 const (
-	newcomerRounds = 3
+	newcomerRounds = 6
 	maxNewcomers   = 64
 )
 
 // readNewcomers reads processes that came while others were read, where some of those had
-// ended: one that starts its successor and ends is in no list of those that are there.
+// ended: one that starts its successor and ends is in no list of those that are there. Where
+// some of the newcomers end each time, that is said.
 func (s *sweep) readNewcomers(read []reading) {
 	known, r := s.all, s.readers[0]
-	for round := 0; round < newcomerRounds && s.ctx.Err() == nil && slices.ContainsFunc(read, reading.vanished); round++ {
+	for round := 0; slices.ContainsFunc(read, reading.vanished); round++ {
+		if round == newcomerRounds {
+			s.blind("processes that start others and end at once", "they came and went faster than they could be read")
+			return
+		}
 		all, err := r.allPIDs()
 		if err != nil {
 			return // it could be listed before, and what was read then counts
@@ -127,7 +164,7 @@ func (s *sweep) readNewcomers(read []reading) {
 }
 
 // vanished reports whether a process had ended when it was to be read.
-func (o reading) vanished() bool { return errors.Is(o.err, ErrVanished) }
+func (o reading) vanished() bool { return errors.Is(o.err, ErrVanished) || errors.Is(o.err, errEnded) }
 
 // joinedPIDNamespace reports whether a process is in a pid namespace below the node's and is
 // not the first one of it, which only its own children and those that join it are.
@@ -136,8 +173,7 @@ func joinedPIDNamespace(p *drift.Process) bool {
 	return n > 1 && p.NamespacePIDs[n-1] != 1
 }
 
-// outsider reads the status of a process that is in no container's cgroup; errSkip of a
-// kernel thread and of one that has ended.
+// outsider reads the status of a process that is in no container's cgroup.
 func (r *reader) outsider(pid int) (Status, error) {
 	fd, err := r.openStatus(pid)
 	if err != nil {
@@ -145,8 +181,8 @@ func (r *reader) outsider(pid int) (Status, error) {
 	}
 	defer unix.Close(fd)
 	s, err := r.status(fd, pid)
-	if err == nil && (s.kernel() || s.ended() && s.Threads <= 1) {
-		err = errSkip
+	if err == nil {
+		err = s.skips()
 	}
 	return s, err
 }
@@ -295,6 +331,30 @@ func (s *sweep) takeChildren(readings []reading) {
 			}
 			s.take(owner, o.pid, o.process, o.born, o.err)
 			owners[o.pid] = owner
+		}
+	}
+}
+
+// takeMoved takes the processes that left the cgroups of their groups while they were read
+// and live on: they are the container's in whose mount namespace they are. Whoever moves
+// all the time is found in one place all the same. left are in the order of the groups.
+func (s *sweep) takeMoved(left [][]drift.Process) {
+	r := s.readers[0]
+	for i, list := range left {
+		for _, p := range list[:min(len(list), maxNewcomers)] {
+			owner := s.mounted(r, p.PID)
+			if owner == nil {
+				continue
+			}
+			again, _, err := r.explained(&s.look, &owner.container, p.PID)
+			if err != nil || again.StartTime != p.StartTime {
+				continue // it has ended
+			}
+			if cgroup := s.cgroupOf(r, p.PID); s.lister(cgroup) != owner {
+				again.Elsewhere = cgroup
+			}
+			s.groups[i].vanished--
+			owner.processes = append(owner.processes, again)
 		}
 	}
 }

@@ -14,9 +14,12 @@ import (
 	"github.com/capdrift/capdrift/drift"
 )
 
-// errSkip stands for what has no capabilities to compare: kernel threads and
+// errSkip stands for what has no capabilities to compare: kernel threads and, as errEnded,
 // zombies without a living thread.
-var errSkip = errors.New("a kernel thread or a zombie")
+var (
+	errSkip  = errors.New("a kernel thread or a zombie")
+	errEnded = fmt.Errorf("%w, which has ended", errSkip)
+)
 
 // look is how a sweep reads processes: what is the same for all of them.
 type look struct {
@@ -115,8 +118,9 @@ func (r *reader) process(l *look, c *drift.Container, pid int) (drift.Process, b
 		return drift.Process{}, birth{}, statusErr // if it has ended, that is why the rest failed
 	case err != nil:
 		return drift.Process{}, birth{}, err
-	case !l.all && (s.kernel() || s.ended() && s.Threads <= 1):
-		return drift.Process{}, birth{}, fmt.Errorf("%s: %w", r.of(pid, "status"), errSkip)
+	}
+	if err := s.skips(); err != nil && !l.all {
+		return drift.Process{}, birth{}, fmt.Errorf("%s: %w", r.of(pid, "status"), err)
 	}
 	p := drift.Process{
 		PID: pid, StartTime: born.start, ParentPID: s.PPid, Name: s.Comm(), State: string([]byte{s.State}), UID: s.UID[1], UIDs: s.uids(),
@@ -187,6 +191,17 @@ func locate(err error, path string) error {
 		malformed.File = path
 	}
 	return err
+}
+
+// skips returns errSkip or errEnded of what has no capabilities to compare.
+func (s *Status) skips() error {
+	switch {
+	case s.kernel():
+		return errSkip
+	case s.ended() && s.Threads <= 1:
+		return errEnded
+	}
+	return nil
 }
 
 func (s *Status) uids() drift.UIDs {

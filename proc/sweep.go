@@ -601,7 +601,7 @@ func (s *sweep) read() error {
 				o.owner = s.home(o.cgroup)
 			}
 			s.take(o.owner, o.pid, o.process, o.born, o.err)
-		case o.err != nil && !errors.Is(o.err, ErrVanished):
+		case o.err != nil && !o.vanished():
 			unknown++
 		}
 	}
@@ -656,9 +656,11 @@ func (s *sweep) home(cgroup string) *group {
 	return g
 }
 
-// verify drops what was read of processes that their cgroup no longer lists.
+// verify drops what was read of processes that their cgroup no longer lists. Those that moved
+// meanwhile are read where their mounts say that they belong.
 func (s *sweep) verify() error {
-	return s.parallel(len(s.groups), func(r *reader, i int) {
+	left := make([][]drift.Process, len(s.groups))
+	err := s.parallel(len(s.groups), func(r *reader, i int) {
 		g := s.groups[i]
 		if s.look.foreign || g.scattered || g.silent || !g.unknown && len(g.failures) == 0 {
 			return
@@ -672,10 +674,20 @@ func (s *sweep) verify() error {
 		}
 		still := func(pid int) bool { _, ok := slices.BinarySearch(listed, pid); return ok }
 		before := len(g.processes) + len(g.failures)
-		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool { return p.Elsewhere == "" && !still(p.PID) })
+		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool {
+			gone := p.Elsewhere == "" && !still(p.PID)
+			if gone {
+				left[i] = append(left[i], p)
+			}
+			return gone
+		})
 		g.failures = slices.DeleteFunc(g.failures, func(f failure) bool { return !still(f.pid) })
 		g.vanished = before - len(g.processes) - len(g.failures)
 	})
+	if err == nil {
+		s.takeMoved(left)
+	}
+	return err
 }
 
 // readThreads shares the budget of threads out: a process with many leaves

@@ -20,11 +20,16 @@
 //	8   user namespaces by the hundred                   TestRow08Nests
 //	9   uid 0 where nobody looks                         TestRow09Thread, TestRow09SavedUID
 //	10  moved into another's cgroup, or out (v1)         TestRow10Moved, TestRow10MovedOut
-//	13  a first process below its home               TestRow13BelowHome
+//	11  a pod's id in another containerd namespace       TestRow11SameID
+//	12  capabilities that one side has no name for       takes another kernel: fixtures
+//	13  a first process below its home                   TestRow13BelowHome
 //	14  initial credentials after unshare                takes a kernel's bug: unit tests alone
+//	15  a named v1 hierarchy called pids                 a mount of the host: fixtures
 //	16  joined from elsewhere                            TestRow16Joined
+//	17  lists of long names                              TestRow17LongNames
 //	18  ended while no agent runs                        TestRow18Away
 //	19  a container's lowest pid changes                 TestRow19LowestPid
+//	20  a monitor in the container's cgroup (CRI-O)      fixtures of CRI-O
 //	21  outlives the container                           TestRow21Survivor
 //	22  a cgroup with a monitor's name                   TestRow22NamedAsMonitor
 //	23  a runtime that starts slowly                     TestRow23SlowHook
@@ -44,7 +49,7 @@
 //
 // # Settings
 //
-// It needs root, and knows the variables of package live. CAPDRIFT_BINARY names another capdrift
+// It needs root, and reads the variables of package suite. CAPDRIFT_BINARY names another capdrift
 // (static, for it runs in a container) than the one of these sources, such as that of the commit
 // before: then the tests show what it misses. CAPDRIFT_ATTACKS=full makes the attacks last as long as
 // they may, half an hour for the longest.

@@ -3,6 +3,7 @@
 package attacks
 
 import (
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +32,35 @@ func TestRow06Arguments(t *testing.T) {
 	s.intrude(c, "name=debug", "ready", "sleep")
 	s.finds(c, "critical", "permitted_excess", "bounding_excess")
 	s.scanFinds(c, "critical", "permitted_excess", "bounding_excess")
+}
+
+// TestRow17LongNames: a pod drops 1,024 capabilities whose names are 1,000 signs each that take six
+// bytes in JSON. What is found about it, and about others at the same time, is written down.
+func TestRow17LongNames(t *testing.T) {
+	t.Parallel()
+	s := begin(t)
+	var names []string
+	for i := range 1024 {
+		names = append(names, strings.Repeat("<", 1000)+strconv.Itoa(i))
+	}
+	s.innocent("neighbor", nil)
+	long := s.attacked("long-names", &cri.LinuxContainerSecurityContext{Capabilities: &cri.Capability{DropCapabilities: names}})
+	other := s.attacked("other", nil)
+	for _, c := range []*node.Container{long, other} {
+		s.intrude(c, "name=debug", "ready", "sleep")
+	}
+	s.findsAll([]*node.Container{long, other})
+	before := s.finds(other, "critical")
+	s.restart(func() {})
+	if stdout, stderr, status, err := s.ask("get", "node"); err != nil || status != 0 || strings.Contains(stdout, "journal: ") {
+		t.Errorf("the journal fails: %v %s%s", err, stdout, stderr)
+	}
+	if now, _ := about(s.look().Findings, other.ID, "critical", []string{before.Kind}); now.ID != before.ID {
+		t.Errorf("after a restart %q is open, before it was %q", now.ID, before.ID)
+	}
+	if strings.Count(s.log(), `finding_opened`) == 0 || strings.Contains(s.log(), "refused") {
+		t.Errorf("the agent wrote %s", s.log())
+	}
 }
 
 // TestRow07DearStatus: 800 processes that wake up once a second have 65,536 groups each, so that one

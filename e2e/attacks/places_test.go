@@ -3,6 +3,7 @@
 package attacks
 
 import (
+	"context"
 	"path"
 	"slices"
 	"strings"
@@ -82,6 +83,40 @@ func TestRow10MovedOut(t *testing.T) {
 	if !isIts(s.scan()) {
 		t.Error("scan does not count the child to the container")
 	}
+}
+
+// TestRow11SameID: somebody who has containerd's socket runs a container in another namespace of
+// containerd, by the id of a pod's container. Both are there, and neither hides the other.
+func TestRow11SameID(t *testing.T) {
+	t.Parallel()
+	s := begin(t)
+	c := s.attacked("twin", nil)
+	twin, err := theNode.RunMobyAs(t.Context(), c.ID, "ready", "sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := theNode.Remove(context.Background(), twin); err != nil {
+			t.Error(err)
+		}
+	})
+	s.guilty[twin.ReportedID()] = "no pod explains it"
+	owners.Store(twin.ReportedID(), s)
+	s.await("the agent finds the other container", func() bool {
+		_, found := about(s.told.open(), twin.ReportedID(), "medium", []string{"unmanaged_container"})
+		return found
+	})
+	s.intrude(c, "name=debug", "ready", "sleep")
+	s.finds(c, "critical", "permitted_excess")
+	both := func(who string, r report) {
+		_, twinFound := about(r.Findings, twin.ReportedID(), "medium", []string{"unmanaged_container"})
+		_, found := about(r.Findings, c.ID, "critical", nil)
+		if !twinFound || !found {
+			t.Errorf("%s has the other container: %t, and the intruder in the pod's: %t", who, twinFound, found)
+		}
+	}
+	both("the agent", s.look())
+	both("scan", s.scan())
 }
 
 // TestRow16Joined: somebody on the host enters a container's namespaces from a login session, whose

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/capdrift/capdrift/e2e/cluster"
 	"github.com/capdrift/capdrift/e2e/node"
 	"github.com/capdrift/capdrift/e2e/provision"
+	"github.com/capdrift/capdrift/e2e/suite"
 )
 
 // installation is the cluster with the chart on it, and those who use it.
@@ -62,18 +62,7 @@ func needs(t *testing.T) {
 func start(t *testing.T) *installation {
 	t.Helper()
 	needs(t)
-	slow := 1.0
-	if s := os.Getenv("CAPDRIFT_E2E_SLOW"); s != "" {
-		var err error
-		if slow, err = strconv.ParseFloat(s, 64); err != nil {
-			t.Fatal("CAPDRIFT_E2E_SLOW:", err)
-		}
-	}
 	repo, err := provision.Repo()
-	if err != nil {
-		t.Fatal(err)
-	}
-	programs, err := provision.KubernetesFromEnv(t.Context(), os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +70,7 @@ func start(t *testing.T) *installation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cluster.Start(t.Context(), cluster.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), Slow: slow})
+	c, err := suite.Cluster(t.Context(), cluster.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,24 +27,13 @@ import (
 
 	"github.com/capdrift/capdrift/e2e/cluster"
 	"github.com/capdrift/capdrift/e2e/node"
-	"github.com/capdrift/capdrift/e2e/provision"
+	"github.com/capdrift/capdrift/e2e/suite"
 )
 
 // start brings up a cluster, and returns what closes it and fails the test if anything is left.
 func start(t *testing.T) (*cluster.Cluster, func()) {
 	t.Helper()
-	slow := 1.0
-	if s := os.Getenv("CAPDRIFT_E2E_SLOW"); s != "" {
-		var err error
-		if slow, err = strconv.ParseFloat(s, 64); err != nil {
-			t.Fatal("CAPDRIFT_E2E_SLOW:", err)
-		}
-	}
-	programs, err := provision.KubernetesFromEnv(t.Context(), os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cluster.Start(t.Context(), cluster.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), Slow: slow})
+	c, err := suite.Cluster(t.Context(), cluster.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

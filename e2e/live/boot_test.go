@@ -13,8 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/capdrift/capdrift/e2e/microvm"
-	"github.com/capdrift/capdrift/e2e/provision"
+	"github.com/capdrift/capdrift/e2e/suite"
 )
 
 // TestBoot: what was open when the node went down is over after it, and the journal says
@@ -89,38 +88,17 @@ func (a *anAgent) startBooted(id string) {
 // findings open, and comes up with none of them.
 func TestReboot(t *testing.T) {
 	onNode(t)
-	if os.Getenv("CAPDRIFT_E2E_EXPECT") == "microvm" {
+	if suite.InVM() {
 		inReboot(t, os.Getenv("CAPDRIFT_E2E_BOOT"))
 		return
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	repo, err := provision.Repo()
-	if err != nil {
-		t.Fatal(err)
-	}
 	disk := filepath.Join(t.TempDir(), "disk")
 	for _, boot := range []string{"first", "second"} {
-		statuses, err := microvm.Run(t.Context(), microvm.Config{
-			Cache: filepath.Join(repo, ".cache", "microvm"),
-			Files: map[string]string{"/usr/local/bin/live.test": self, "/opt/programs": programs},
-			Disk:  disk,
-			Commands: []microvm.Command{{
-				Args: []string{"live.test", "-test.v", "-test.timeout=10m", "-test.run=^TestReboot$"},
-				Env: []string{
-					"CI=1", "CAPDRIFT_E2E_PROGRAMS=/opt/programs", "CAPDRIFT_E2E_SLOW=20", "CAPDRIFT_E2E_EXPECT=microvm", "CAPDRIFT_E2E_BOOT=" + boot,
-				},
-			}},
-			Output: t.Output(),
-			Logf:   t.Logf,
+		suite.RunInVM(t, suite.Guest{
+			Programs: programs, Disk: disk, Args: []string{"-test.timeout=10m", "-test.run=^TestReboot$"}, Env: []string{"CAPDRIFT_E2E_BOOT=" + boot},
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if statuses[0] != 0 {
-			t.Fatalf("the %s boot ended with status %d", boot, statuses[0])
+		if t.Failed() {
+			t.Fatalf("in the %s boot", boot)
 		}
 	}
 }

@@ -5,7 +5,6 @@ package live
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,13 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/capdrift/capdrift/e2e/node"
+	"github.com/capdrift/capdrift/e2e/suite"
 )
 
 // TestClock: whoever sets the clock by hours, back or forward, makes no finding open, end or
 // wait, and an agent that starts by the wrong clock knows the processes again.
 func TestClock(t *testing.T) {
 	onNode(t)
-	if os.Getenv("CAPDRIFT_E2E_EXPECT") != "microvm" {
+	if !suite.InVM() {
 		t.Skip("sets the machine's clock: TestMicroVM runs it where nobody else needs that")
 	}
 	setBack(t)

@@ -3,11 +3,7 @@
 // Package live runs `capdrift scan` against containers on a real containerd and asserts
 // the published JSON.
 //
-// It needs root. CAPDRIFT_E2E_PROGRAMS names a folder with the built programs; without it they
-// are built from the sources around. CAPDRIFT_E2E_ROOT is where the node's files go,
-// CAPDRIFT_E2E_SLOW a factor for all deadlines, CAPDRIFT_E2E_CGROUP_DRIVER=systemd asks
-// systemd for cgroups. CAPDRIFT_E2E_EXPECT=microvm says that the machine offers what the
-// test VM offers, so that a lack of it is a failure.
+// It needs root, and reads the variables of package suite.
 package live
 
 import (
@@ -15,22 +11,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/capdrift/capdrift/e2e/node"
-	"github.com/capdrift/capdrift/e2e/provision"
+	"github.com/capdrift/capdrift/e2e/suite"
 )
 
 var (
@@ -39,60 +33,16 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	status, err := runTests(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "live:", err)
-		status = 1
-	}
-	os.Exit(status)
-}
-
-func runTests(m *testing.M) (status int, err error) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			return 0, errors.New("in CI the live tests must run as root")
-		}
-		return m.Run(), nil // each test skips and says why
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if programs, err = provision.FromEnv(ctx, os.Stderr); err != nil {
-		return 0, err
-	}
-	cfg := node.Config{
-		Programs: programs,
-		Parent:   os.Getenv("CAPDRIFT_E2E_ROOT"),
-		Systemd:  os.Getenv("CAPDRIFT_E2E_CGROUP_DRIVER") == "systemd",
-	}
-	if slow := os.Getenv("CAPDRIFT_E2E_SLOW"); slow != "" {
-		if cfg.Slow, err = strconv.ParseFloat(slow, 64); err != nil {
-			return 0, fmt.Errorf("CAPDRIFT_E2E_SLOW: %w", err)
-		}
-	}
-	if theNode, err = node.Start(ctx, cfg); err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, theNode.Close()) }()
 	// Scans under load wait for their second looks more than they compute.
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		return 0, err
-	}
-	// An interrupt must not skip the closing.
-	done := make(chan int, 1)
-	go func() { done <- m.Run() }()
-	select {
-	case status = <-done:
-		return status, nil
-	case <-ctx.Done():
-		return 0, errors.New("interrupted")
-	}
+	suite.Run(m, 6, func(ctx context.Context) (_ io.Closer, err error) {
+		theNode, programs, err = suite.Node(ctx)
+		return theNode, err
+	})
 }
 
 func onNode(t testing.TB) *node.Node {
 	t.Helper()
-	if theNode == nil {
-		t.Skip("needs root, for a container runtime of its own; run: sudo make test")
-	}
+	suite.NeedsRoot(t, theNode != nil)
 	return theNode
 }
 
@@ -102,7 +52,7 @@ func mustHave(t *testing.T, have bool, what string) {
 	t.Helper()
 	switch {
 	case have:
-	case os.Getenv("CAPDRIFT_E2E_EXPECT") == "microvm":
+	case suite.InVM():
 		t.Fatalf("this machine must have %s", what)
 	default:
 		t.Skipf("this machine does not have %s", what)

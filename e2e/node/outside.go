@@ -40,15 +40,20 @@ func newContainerID() string {
 
 // RunMoby starts a container through containerd, as dockerd does, in its namespace
 // "moby", which no CRI client sees.
-func (n *Node) RunMoby(ctx context.Context, args ...string) (_ *Container, err error) {
+func (n *Node) RunMoby(ctx context.Context, args ...string) (*Container, error) {
+	return n.RunMobyAs(ctx, newContainerID(), args...)
+}
+
+// RunMobyAs is RunMoby with an id, which may be that of a container of the CRI.
+func (n *Node) RunMobyAs(ctx context.Context, id string, args ...string) (_ *Container, err error) {
 	ctx, cancel := n.Within(namespaces.WithNamespace(ctx, mobyNamespace), time.Minute)
 	defer cancel()
 	image, err := n.client.GetImage(ctx, Image)
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{ID: newContainerID(), Namespace: mobyNamespace}
-	c.log = filepath.Join(n.Root, "logs", c.ID)
+	c := &Container{ID: id, Namespace: mobyNamespace}
+	c.log = filepath.Join(n.Root, "logs", mobyNamespace+"-"+c.ID)
 	container, err := n.client.NewContainer(ctx, c.ID,
 		containerd.WithNewSnapshot(c.ID, image),
 		containerd.WithRuntime("io.containerd.runc.v2", &runcoptions.Options{

@@ -10,11 +10,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,7 +24,7 @@ import (
 
 	"github.com/capdrift/capdrift/e2e/cluster"
 	"github.com/capdrift/capdrift/e2e/node"
-	"github.com/capdrift/capdrift/e2e/provision"
+	"github.com/capdrift/capdrift/e2e/suite"
 )
 
 var (
@@ -34,48 +33,18 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	status, err := runTests(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "podspec:", err)
-		status = 1
-	}
-	os.Exit(status)
-}
-
-func runTests(m *testing.M) (status int, err error) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			return 0, errors.New("in CI these tests must run as root")
+	suite.Run(m, 0, func(ctx context.Context) (_ io.Closer, err error) {
+		if theCluster, err = suite.Cluster(ctx, cluster.Config{Nodes: 1}); err != nil {
+			return nil, err
 		}
-		return m.Run(), nil // each test skips and says why
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	programs, err := provision.KubernetesFromEnv(ctx, os.Stderr)
-	if err != nil {
-		return 0, err
-	}
-	theCluster, err = cluster.Start(ctx, cluster.Config{Programs: programs, Parent: os.Getenv("CAPDRIFT_E2E_ROOT"), Nodes: 1})
-	if err != nil {
-		return 0, err
-	}
-	theNode = theCluster.Nodes[0]
-	defer func() { err = errors.Join(err, theCluster.Close()) }()
-	done := make(chan int, 1)
-	go func() { done <- m.Run() }()
-	select {
-	case status = <-done:
-		return status, nil
-	case <-ctx.Done():
-		return 0, errors.New("interrupted")
-	}
+		theNode = theCluster.Nodes[0]
+		return theCluster, nil
+	})
 }
 
 func onCluster(t *testing.T) {
 	t.Helper()
-	if theCluster == nil {
-		t.Skip("needs root, for a kubelet of its own; run: sudo make test")
-	}
+	suite.NeedsRoot(t, theCluster != nil)
 }
 
 // The published form, as far as these tests read it.
