@@ -642,16 +642,23 @@ func (b *book) joined() {
 func (b *book) unmanaged() {
 	var held capdecode.Set
 	var first Process // the oldest, which stays the same while others come and go
+	where := " in a user namespace below the node's, where they count"
 	for i, p := range b.container.Processes {
 		held |= p.Caps.Permitted
+		if !p.Caps.Permitted.Empty() && p.UserNamespace.Relation != RelationChild {
+			where = ""
+		}
 		if i == 0 || p.StartTime < first.StartTime {
 			first = p
 		}
 	}
+	if held.Empty() {
+		where = ""
+	}
 	b.add(Finding{
 		Kind: UnmanagedContainer, Severity: Medium, Layer: LayerKernel, PID: first.PID, StartTime: first.StartTime,
 		Processes: len(b.container.Processes), Capabilities: held,
-		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s", b.container.Label(), b.container.Origin, list(held)),
+		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s%s", b.container.Label(), b.container.Origin, list(held), where),
 		Remedy:  "Find who started it (docker, nerdctl, ctr, runc, podman on the host, or a container inside another). Workloads belong in pods.",
 	})
 }

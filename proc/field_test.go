@@ -3,6 +3,7 @@ package proc_test
 import (
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -150,5 +151,52 @@ func TestFieldANodeInAContainerByAsking(t *testing.T) {
 	sweep := p.sweep(proc.Options{}, drift.Container{ID: idA, CgroupPath: "/kubelet/kubepods/podx/" + idA})
 	if got := tell(sweep); !slices.Equal(got, []string{"A observed 10", "/ observed 20"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestFieldJoinedPIDs (04): a process of the node joined the pid namespace of a container, and no
+// other of its namespaces. Where namespaces may be read it is that container's, else one of
+// several that it may be of.
+func TestFieldJoinedPIDs(t *testing.T) {
+	const session = "/user.slice/session-9.scope"
+	for name, row := range map[string]struct {
+		namespaces map[int]int // of each pid; nil: they may not be read
+		want       []string
+	}{
+		"they may be read":                   {map[int]int{1: 1, 50: 7, 100: 7, 200: 8}, []string{"A 50 100", "B 200"}},
+		"they may not":                       {nil, []string{"A 100", "B 200", "joined one of 2 50"}},
+		"two containers share theirs":        {map[int]int{1: 1, 50: 7, 100: 7, 200: 7}, []string{"A 100", "B 200", "joined one of 2 50"}},
+		"a container with that of the node":  {map[int]int{1: 1, 50: 1, 100: 1, 200: 8}, []string{"A 100", "B 200", "joined one of 2 50"}},
+		"that of something that is no pod's": {map[int]int{1: 1, 50: 9, 100: 7, 200: 8}, []string{"A 100", "B 200", "joined one of 2 50"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, containers := twoPods(t)
+			p.cgroup("kubepods/podA/"+idA, 100)
+			p.cgroup("kubepods/podB/"+idB, 200)
+			p.person(person{pid: 50, parent: 1, name: "sh", cgroup: session, mount: mountNode, inner: 7, everything: true})
+			for pid, namespace := range row.namespaces {
+				dir := filepath.Join(p.root, fmt.Sprintf("proc/%d/ns", pid))
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(fmt.Sprintf("pid:[%d]", namespace), filepath.Join(dir, "pid")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got []string
+			for _, c := range p.sweep(proc.Options{}, containers...).Containers {
+				text := map[string]string{idA: "A", idB: "B"}[c.ID]
+				if n := len(c.MayHaveJoined); n > 0 {
+					text = fmt.Sprintf("joined one of %d", n)
+				}
+				for _, process := range c.Processes {
+					text += fmt.Sprint(" ", process.PID)
+				}
+				got = append(got, text)
+			}
+			if !slices.Equal(got, row.want) {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
 	}
 }

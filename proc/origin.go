@@ -23,6 +23,9 @@ type origins struct {
 
 	learn     sync.Once
 	byMount   map[int]string   // by the id of a mount of its first process: container
+	// byPIDs is by the pid namespace of its first process, where it may be read: container, ""
+	// where it is of several or of the node.
+	byPIDs map[uint64]string
 	byStarter map[int][]string // by the parent of their first processes, a shim: containers
 	pods      map[string]drift.Pod
 }
@@ -31,6 +34,7 @@ type origins struct {
 func (o *origins) learnt(r *reader, nodeMount int) *origins {
 	o.learn.Do(func() {
 		o.byMount, o.byStarter, o.pods = make(map[int]string), make(map[int][]string), make(map[string]drift.Pod)
+		o.byPIDs = map[uint64]string{r.inode("1/ns/pid"): ""}
 		for _, c := range o.containers {
 			if c.Pod != nil {
 				o.pods[c.ID] = *c.Pod
@@ -42,6 +46,13 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 				if id != nodeMount {
 					o.byMount[id] = c.ID
 				}
+			}
+			if namespace := r.inode(r.of(c.InitPID, "ns/pid")); namespace != 0 {
+				id := c.ID
+				if _, taken := o.byPIDs[namespace]; taken {
+					id = ""
+				}
+				o.byPIDs[namespace] = id
 			}
 			if parent, err := r.parent(c.InitPID); err == nil && parent > 1 {
 				o.byStarter[parent] = append(o.byStarter[parent], c.ID)
