@@ -315,7 +315,7 @@ func (c *Client) recorded(ctx context.Context, namespace, id string) (facts, err
 	if err != nil {
 		return facts{}, err
 	}
-	f := facts{name: rec.name, image: rec.image, shim: rec.shim, binary: rec.binary}
+	f := facts{name: rec.name, image: image{name: rec.image}, shim: rec.shim, binary: rec.binary}
 	if errors.Is(rec.failed, errEmpty) || rec.failed == nil && rec.spec == nil {
 		f.lacks("containerd holds no OCI spec of it")
 		return f, nil

@@ -21,6 +21,7 @@ type subject struct {
 	id        string // as the runtime has it, and unbounded
 	namespace string // containerd's
 	sandboxID string
+	image     image  // as it is listed
 	key       string // under which its facts are kept
 	ask       func(context.Context) (facts, error)
 	runs      func(context.Context) (bool, error) // asked in few words; nil outside the CRI
@@ -146,11 +147,11 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 		s := &subject{
 			Container: drift.Container{
 				Name: clip(container.GetMetadata().GetName()), Managed: new(true),
-				Image: clip(cmp.Or(container.GetImage().GetUserSpecifiedImage(), container.GetImage().GetImage(), container.GetImageRef())),
-				Pod:   podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
+				Pod: podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
 				Created: createdAt(sandbox), Made: madeAt(container), Ended: state == runtimeapi.ContainerState_CONTAINER_EXITED,
 			},
-			id: container.GetId(), namespace: criNamespace, sandboxID: container.GetPodSandboxId(), key: "container\x00" + container.GetId(),
+			image: image{asked: container.GetImage().GetUserSpecifiedImage(), name: container.GetImage().GetImage(), ref: container.GetImageRef()},
+			id:    container.GetId(), namespace: criNamespace, sandboxID: container.GetPodSandboxId(), key: "container\x00" + container.GetId(),
 		}
 		if s.stateless = !s.Ended && state != runtimeapi.ContainerState_CONTAINER_RUNNING; s.stateless {
 			s.key += "\x00stateless" // its pid may be told later
@@ -337,6 +338,7 @@ func (c *Client) askContainer(id string, ended bool) (func(context.Context) (fac
 			return facts{}, errVanished
 		}
 		f, err := answer.facts()
+		f.image = answer.image
 		if err == nil {
 			b, _ := c.bundle(ctx, criNamespace, id) // it explains causes, where it can be read
 			f.bundle = b.oci
@@ -400,7 +402,7 @@ func conclude(runtime drift.Runtime, subjects []*subject, sandboxes map[string]f
 		container := s.Container
 		container.RuntimeHandler = cmp.Or(container.RuntimeHandler, sandboxes[s.sandboxID].handler)
 		container.Name = cmp.Or(container.Name, s.facts.name, container.RuntimeID, container.ID)
-		container.Image = cmp.Or(container.Image, s.facts.image)
+		container.Image = imageOf(s.facts.image, s.image)
 		if container.InitPID = cmp.Or(container.InitPID, s.facts.pid); container.Ended {
 			container.InitPID = 0
 		}

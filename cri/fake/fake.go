@@ -62,6 +62,7 @@ type Container struct {
 	SandboxID string
 	Status    *runtimeapi.ContainerStatus
 	Info      string // the verbose status; empty: none is given
+	Listed    string // its image in lists, where that is another than in its status: CRI-O lists a bare id
 }
 
 // Sandbox is one pod.
@@ -361,6 +362,9 @@ func (s criService) containers(filter *runtimeapi.ContainerFilter) (all []*runti
 			continue
 		}
 		status := proto.CloneOf(c.Status)
+		if c.Listed != "" {
+			status.Image, status.ImageRef = &runtimeapi.ImageSpec{Image: c.Listed}, c.Listed
+		}
 		all = append(all, &runtimeapi.Container{
 			Id: status.GetId(), PodSandboxId: c.SandboxID, Metadata: status.GetMetadata(), Image: status.GetImage(), ImageRef: status.GetImageRef(),
 			State: status.GetState(), CreatedAt: status.GetCreatedAt(), Labels: status.GetLabels(), Annotations: status.GetAnnotations(), ImageId: status.GetImageId(),

@@ -3100,7 +3100,7 @@ type Container struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Its name in the pod.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The image's name, as it was asked for.
+	// The image's name in full, as it was asked for, and its digest where that is known.
 	Image string `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
 	// Its pod; absent when none is known.
 	Pod *Pod `protobuf:"bytes,4,opt,name=pod,proto3,oneof" json:"pod,omitempty"`
