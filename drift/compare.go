@@ -464,9 +464,12 @@ func (b *book) privileges(oci OCI, p *Process) {
 		b.becameRoot(oci, start, p, root)
 	}
 	if !gained.Empty() {
-		means := "by file capabilities of its program"
-		if root.found {
+		means := "by file capabilities of a program, or by an exec that gave it more than the container's own process has"
+		switch {
+		case root.found:
 			means = "by becoming root"
+		case p.Caps.Ambient&gained != 0: // execve(2) of a program with file capabilities clears that set
+			means = "through its ambient set, which an exec or its parent gave it"
 		}
 		b.addProcess(p, Finding{
 			Kind: GainedWithinCeiling, Severity: Info, Set: "permitted", Capabilities: gained,

@@ -393,10 +393,13 @@ func (f *Finding) UnmarshalJSON(text []byte) error {
 // Coverage says how much of the node a report saw.
 type Coverage struct {
 	Containers ContainerCoverage `json:"containers"`
-	Processes  ProcessCoverage   `json:"processes"`
-	Threads    ThreadCoverage    `json:"threads"`
-	Complete   bool              `json:"complete"`
-	Limits     []Limit           `json:"limits"` // what was not seen, and why
+	// Sandboxes are those of pods that have a process of their own: their cgroups would else be
+	// places to hide in.
+	Sandboxes ContainerCoverage `json:"sandboxes"`
+	Processes ProcessCoverage   `json:"processes"`
+	Threads   ThreadCoverage    `json:"threads"`
+	Complete  bool              `json:"complete"`
+	Limits    []Limit           `json:"limits"` // what was not seen, and why
 }
 
 // ContainerCoverage counts running containers by how much of each was seen.
@@ -487,7 +490,7 @@ type Sweep struct {
 // have been counted before.
 func (r *Report) Cover() {
 	cover := &r.Coverage
-	cover.Containers, cover.Processes.Observed, cover.Processes.Starting = ContainerCoverage{}, 0, 0
+	cover.Containers, cover.Sandboxes, cover.Processes.Observed, cover.Processes.Starting = ContainerCoverage{}, ContainerCoverage{}, 0, 0
 	for _, c := range r.Containers {
 		for _, p := range c.Processes {
 			if p.Observation == Starting {
@@ -496,10 +499,13 @@ func (r *Report) Cover() {
 				cover.Processes.Observed++
 			}
 		}
-		if c.Sandbox || c.Ended {
+		if c.Ended {
 			continue // no container that runs, whatever is left in its cgroup
 		}
 		count := &cover.Containers
+		if c.Sandbox {
+			count = &cover.Sandboxes
+		}
 		count.Running++
 		switch c.Observation {
 		case Observed:
@@ -512,7 +518,7 @@ func (r *Report) Cover() {
 			count.Partial++
 		}
 	}
-	cover.Complete = cover.Containers.Observed == cover.Containers.Running &&
+	cover.Complete = cover.Containers.Observed == cover.Containers.Running && cover.Sandboxes.Observed == cover.Sandboxes.Running &&
 		cover.Processes.Unreadable == 0 && cover.Processes.Starting == 0 && cover.Threads.Skipped == 0 &&
 		!slices.ContainsFunc(cover.Limits, func(l Limit) bool { return l.Blind })
 }

@@ -51,6 +51,7 @@ func (t table) write(w io.Writer, report drift.Report) error {
 	}
 	fmt.Fprintln(&out, normal(report, loud))
 	t.coverage(&out, report.Coverage)
+	t.unseen(&out, report.Containers)
 	_, err := io.WriteString(w, out.String())
 	return err
 }
@@ -455,7 +456,8 @@ func (t table) coverage(out *strings.Builder, c drift.Coverage) {
 		what string
 	}{
 		{c.Containers.Partial, "containers seen in part"}, {c.Containers.Unreadable, "containers unreadable"},
-		{c.Containers.Unsupported, "containers in a sandbox that hides them"}, {c.Processes.Starting, "processes starting"},
+		{c.Containers.Unsupported, "containers in a sandbox that hides them"},
+		{c.Sandboxes.Partial, "pod sandboxes seen in part"}, {c.Sandboxes.Unreadable, "pod sandboxes unreadable"}, {c.Processes.Starting, "processes starting"},
 		{c.Processes.Vanished, "processes ended meanwhile"}, {c.Processes.Unreadable, "processes unreadable"}, {c.Threads.Skipped, "threads skipped"},
 	} {
 		if part.n > 0 {
@@ -469,6 +471,27 @@ func (t table) coverage(out *strings.Builder, c drift.Coverage) {
 			verb = "Not seen"
 		}
 		fmt.Fprintf(out, "  %s: %s: %s\n", verb, printable(limit.What), printable(limit.Why))
+	}
+}
+
+// unseen says of the first few containers that were not seen whole why.
+func (t table) unseen(out *strings.Builder, containers []drift.Container) {
+	const most = 5
+	n := 0
+	for _, c := range containers {
+		if c.Ended || c.Observation != drift.Partial && c.Observation != drift.Unreadable {
+			continue
+		}
+		if n++; n <= most {
+			how := "In part"
+			if c.Observation == drift.Unreadable {
+				how = "Not seen"
+			}
+			fmt.Fprintf(out, "  %s: %s: %s\n", how, printable(c.Label()), printable(c.Reason))
+		}
+	}
+	if n > most {
+		fmt.Fprintf(out, "  The same of %d more; -o json tells why.\n", n-most)
 	}
 }
 

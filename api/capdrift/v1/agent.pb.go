@@ -2747,7 +2747,9 @@ type Coverage struct {
 	// Nothing that runs was left unseen.
 	Complete bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
 	// What was not seen or done, and why.
-	Limits        []*Limit `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
+	Limits []*Limit `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Pod sandboxes that have a process of their own.
+	Sandboxes     *ContainerCoverage `protobuf:"bytes,6,opt,name=sandboxes,proto3" json:"sandboxes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2813,6 +2815,13 @@ func (x *Coverage) GetComplete() bool {
 func (x *Coverage) GetLimits() []*Limit {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *Coverage) GetSandboxes() *ContainerCoverage {
+	if x != nil {
+		return x.Sandboxes
 	}
 	return nil
 }
@@ -5150,7 +5159,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\aRuntime\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
-	"\bendpoint\x18\x03 \x01(\tR\bendpoint\"\x85\x02\n" +
+	"\bendpoint\x18\x03 \x01(\tR\bendpoint\"\xc3\x02\n" +
 	"\bCoverage\x12>\n" +
 	"\n" +
 	"containers\x18\x01 \x01(\v2\x1e.capdrift.v1.ContainerCoverageR\n" +
@@ -5158,7 +5167,8 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\tprocesses\x18\x02 \x01(\v2\x1c.capdrift.v1.ProcessCoverageR\tprocesses\x125\n" +
 	"\athreads\x18\x03 \x01(\v2\x1b.capdrift.v1.ThreadCoverageR\athreads\x12\x1a\n" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12*\n" +
-	"\x06limits\x18\x05 \x03(\v2\x12.capdrift.v1.LimitR\x06limits\"\xa5\x01\n" +
+	"\x06limits\x18\x05 \x03(\v2\x12.capdrift.v1.LimitR\x06limits\x12<\n" +
+	"\tsandboxes\x18\x06 \x01(\v2\x1e.capdrift.v1.ContainerCoverageR\tsandboxes\"\xa5\x01\n" +
 	"\x11ContainerCoverage\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x1a\n" +
 	"\bobserved\x18\x02 \x01(\rR\bobserved\x12\x18\n" +
@@ -5573,57 +5583,58 @@ var file_capdrift_v1_agent_proto_depIdxs = []int32{
 	41, // 55: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
 	42, // 56: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
 	43, // 57: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
-	46, // 58: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
-	2,  // 59: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
-	47, // 60: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	54, // 61: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	61, // 62: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
-	45, // 63: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
-	48, // 64: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	50, // 65: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	51, // 66: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	51, // 67: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	49, // 68: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
-	53, // 69: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	52, // 70: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	52, // 71: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	52, // 72: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	52, // 73: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	52, // 74: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	57, // 75: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	53, // 76: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 77: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	56, // 78: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	55, // 79: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
-	53, // 80: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	55, // 81: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
-	8,  // 82: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 83: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 84: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 85: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	46, // 86: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	52, // 87: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	59, // 88: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
-	61, // 89: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
-	60, // 90: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
-	61, // 91: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 92: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	14, // 93: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	16, // 94: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	18, // 95: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	20, // 96: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	31, // 97: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 98: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	15, // 99: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	17, // 100: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	19, // 101: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	21, // 102: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	32, // 103: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	98, // [98:104] is the sub-list for method output_type
-	92, // [92:98] is the sub-list for method input_type
-	92, // [92:92] is the sub-list for extension type_name
-	92, // [92:92] is the sub-list for extension extendee
-	0,  // [0:92] is the sub-list for field type_name
+	40, // 58: capdrift.v1.Coverage.sandboxes:type_name -> capdrift.v1.ContainerCoverage
+	46, // 59: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
+	2,  // 60: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
+	47, // 61: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
+	54, // 62: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	61, // 63: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	45, // 64: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
+	48, // 65: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
+	50, // 66: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	51, // 67: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	51, // 68: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	49, // 69: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	53, // 70: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	52, // 71: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	52, // 72: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	52, // 73: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	52, // 74: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	52, // 75: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	57, // 76: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	53, // 77: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,  // 78: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	56, // 79: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	55, // 80: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
+	53, // 81: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	55, // 82: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
+	8,  // 83: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,  // 84: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,  // 85: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,  // 86: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	46, // 87: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	52, // 88: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	59, // 89: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
+	61, // 90: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
+	60, // 91: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
+	61, // 92: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 93: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	14, // 94: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	16, // 95: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	18, // 96: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	20, // 97: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	31, // 98: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10, // 99: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	15, // 100: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	17, // 101: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	19, // 102: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	21, // 103: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	32, // 104: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	99, // [99:105] is the sub-list for method output_type
+	93, // [93:99] is the sub-list for method input_type
+	93, // [93:93] is the sub-list for extension type_name
+	93, // [93:93] is the sub-list for extension extendee
+	0,  // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }

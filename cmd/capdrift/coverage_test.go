@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/capdrift/capdrift/cri/fake"
+)
+
+// TestCoverageCountsSandboxes: a sandbox that has a process and could not be seen is a place to
+// hide in, so nothing is complete without it, and the reason is told.
+func TestCoverageCountsSandboxes(t *testing.T) {
+	const spec = `"runtimeType":"io.containerd.runc.v2","runtimeSpec":{"process":{"capabilities":{}},"linux":{"cgroupsPath":"/pods/pause"}}`
+	for what, row := range map[string]struct {
+		info  string
+		drawn bool
+		want  []string
+	}{
+		"without a process":                {`{"runtimeSpec":{}}`, false, []string{"Coverage: complete: 1 of 1 container seen"}},
+		"seen":                             {`{"pid":400,` + spec + `}`, true, []string{"Coverage: complete: 1 of 1 container seen"}},
+		"its cgroup is nowhere":            {`{"pid":400,` + spec + `}`, false, []string{"Coverage: INCOMPLETE: 1 of 1 container seen", "1 pod sandboxes unreadable", "Not seen: town/web/pause: no cgroup of it was found"}},
+		"the runtime does not tell of it":  {`{"pid":`, true, []string{"Coverage: INCOMPLETE", "1 pod sandboxes unreadable", "Not seen: town/web/pause:"}},
+		"the runtime tells its pid and no": {`{"pid":400}`, true, []string{"Coverage: INCOMPLETE", "1 pod sandboxes seen in part", "In part: town/web/pause: the runtime gives no OCI spec"}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			v := settle(t, "containerd 2.1.3")
+			v.join(resident{name: "web", bounding: 0xa80425fb, processes: []drawn{{pid: 300, name: "web", holds: "00000000a80425fb"}}})
+			v.node.Sandboxes[0].Info = row.info
+			if row.drawn {
+				v.draw(drawn{pid: 400, name: "pause", cgroup: "/pods/pause", holds: strings.Repeat("0", 16), inner: 1})
+			}
+			table, _, _ := capture(t, "scan", "--cri-endpoint", fake.Serve(t, v.node).Endpoint, "--host-root", v.root)
+			for _, says := range row.want {
+				if !strings.Contains(unbroken(table), says) {
+					t.Errorf("it does not say %q:\n%s", says, table)
+				}
+			}
+		})
+	}
+}
+
+// TestUnseenContainersAreBounded: the table names a few.
+func TestUnseenContainersAreBounded(t *testing.T) {
+	v := settle(t, "cri-o 1.17.4")
+	for i := range 8 {
+		v.join(resident{name: fmt.Sprint("web-", i), bare: true, processes: []drawn{{pid: 300 + i, name: "web"}}})
+	}
+	table, _, _ := capture(t, "scan", "--cri-endpoint", fake.Serve(t, v.node).Endpoint, "--host-root", v.root)
+	if strings.Count(table, "In part: ") != 5 || !strings.Contains(table, "The same of 3 more") {
+		t.Error(table)
+	}
+}
