@@ -101,6 +101,7 @@ type state struct {
 	starting     []string
 	listLimits   []drift.Limit
 	failure      error // of the last list
+	hearing      hearing
 	containers   map[string]*drift.Container
 	told         map[string]announced // as watchers know them
 	unread       map[string]error     // of containers, why processes could not be read one by one
@@ -286,13 +287,18 @@ func (l *Loop) Run(ctx context.Context) error {
 			switch {
 			case !more:
 				l.Events = nil // there will be none; the cadences are the truth
+			case event.Kind == drift.EventSilent:
+				l.hear(event) // the cadences are the truth all the same
 			case event.Kind == drift.EventExecStarted:
 				l.Members.Attend(event.ContainerID)
 				if hintedMembership == nil {
 					hintedMembership = l.After(memberships.in(l.Now()))
 				}
-			case hintedList == nil:
-				hintedList = l.After(lists.in(l.Now()))
+			default:
+				l.hear(event)
+				if hintedList == nil {
+					hintedList = l.After(lists.in(l.Now()))
+				}
 			}
 		case <-hintedList:
 			hintedList, again = nil, again || asking
@@ -662,7 +668,7 @@ func (l *Loop) view(open []drift.Finding) View {
 		Coverage: drift.Coverage{
 			Processes: s.sweep.Processes, Threads: s.sweep.Threads,
 			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits(),
-				drift.Limits(s.node, containers), s.ledger.transients.limits()),
+				drift.Limits(s.node, containers), s.ledger.transients.limits(), s.hearing.limits(l.Now(), l.Cadence.List)),
 		},
 	}
 	if s.failure != nil {

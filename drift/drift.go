@@ -459,7 +459,8 @@ type MembershipChange struct {
 type RuntimeEvent struct {
 	Kind        RuntimeEventKind
 	ContainerID string
-	PID         int // of what an exec started; 0 otherwise
+	PID         int    // of what an exec started; 0 otherwise
+	Why         string // of blind and silent
 }
 
 // RuntimeEventKind says what a runtime told of.
@@ -473,6 +474,9 @@ const (
 	EventExited      RuntimeEventKind = "exited"
 	EventDeleted     RuntimeEventKind = "deleted"
 	EventMissed      RuntimeEventKind = "missed" // some were not told: look at everything
+	EventHeard       RuntimeEventKind = "heard"  // from now on all are told, and those before may not have been
+	EventBlind       RuntimeEventKind = "blind"  // none is told until the next that is heard
+	EventSilent      RuntimeEventKind = "silent" // none is told, as the runtime is configured
 )
 
 // Sweep is what /proc tells: the given containers with their processes, after
