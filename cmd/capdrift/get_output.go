@@ -491,5 +491,5 @@ func orZero(moment *time.Time) time.Time {
 
 // writeJSONLine writes one object in one line.
 func writeJSONLine(w io.Writer, said any) error {
-	return json.NewEncoder(escapingWriter{w, false}).Encode(said)
+	return json.NewEncoder(escapingWriter{w}).Encode(said)
 }
