@@ -282,6 +282,8 @@ type Process struct {
 	Elsewhere string `json:"-"`
 	// ThreadsRead is true when all threads were read, and Threads are all that differ.
 	ThreadsRead bool `json:"-"`
+	// AmbientUnshown: the kernel shows no ambient set, because it has none (before Linux 4.3).
+	AmbientUnshown bool `json:"-"`
 
 	NamespacePIDs []int         `json:"-"` // NSpid: the pid in each pid namespace, outermost first
 	Age           time.Duration `json:"-"` // since its start, by the node's uptime

@@ -21,11 +21,11 @@ type origins struct {
 	// true where it is of a container at all.
 	containerOf func(cgroup string) (id string, within bool)
 
-	learn     sync.Once
-	byMount   map[int]string   // by the id of a mount of its first process: container
+	learn   sync.Once
+	byMount map[int]string // by the id of a mount of its first process: container
 	// byPIDs is by the pid namespace of its first process, where it may be read: container, ""
 	// where it is of several or of the node.
-	byPIDs map[uint64]string
+	byPIDs    map[uint64]string
 	byStarter map[int][]string // by the parent of their first processes, a shim: containers
 	pods      map[string]drift.Pod
 }

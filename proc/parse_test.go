@@ -73,7 +73,7 @@ func TestParseStatusKeepsAbsentApartFromZero(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.NoNewPrivs != -1 || s.noNewPrivileges() != nil || s.Kthread != -1 || s.Depth != 0 || s.NamespacePIDs() != nil || s.Seccomp != 0 || !s.Caps.Ambient.Empty() {
+	if s.NoNewPrivs != -1 || s.noNewPrivileges() != nil || s.Kthread != -1 || s.Depth != 0 || s.NamespacePIDs() != nil || s.Seccomp != 0 || !s.Caps.Ambient.Empty() || !s.NoAmbient {
 		t.Errorf("%+v", s)
 	}
 }
