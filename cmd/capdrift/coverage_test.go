@@ -52,3 +52,28 @@ func TestUnseenContainersAreBounded(t *testing.T) {
 		t.Error(table)
 	}
 }
+
+// TestLongCgroupsDoNotWidenTables: a container that only its cgroup tells is called by the end of
+// the path, and the message has all of it.
+func TestLongCgroupsDoNotWidenTables(t *testing.T) {
+	v := settle(t, "containerd 2.1.3")
+	cgroup := "/user.slice/user-1234567.slice/user@1234567.service/app.slice/app-org.example.Engine.slice/engine.service"
+	v.draw(drawn{pid: 300, name: "engine", cgroup: cgroup, inner: 2})
+	table, _, _ := capture(t, "scan", "--cri-endpoint", fake.Serve(t, v.node).Endpoint, "--host-root", v.root, "--wide")
+	rows, _, _ := strings.Cut(table, "unmanaged_container: ")
+	if strings.Contains(rows, "app.slice") || !strings.Contains(rows, " …/engine.service ") || !strings.Contains(table, cgroup) {
+		t.Error(table)
+	}
+	for id, want := range map[string]string{
+		"/kubepods/podx":                                     "/kubepods/podx",
+		"/" + strings.Repeat("a", 60):                        "…" + strings.Repeat("a", 40),
+		"/x.slice/" + strings.Repeat("b", 30) + "/c.service": "…/c.service",
+		strings.Repeat("0", 64):                              "000000000000",
+		"moby/" + strings.Repeat("0", 64):                    "moby/000000000000",
+		"/" + strings.Repeat("ü", 60):                        "…" + strings.Repeat("ü", 20),
+	} {
+		if got := cellID(id); got != want {
+			t.Errorf("%s: %q, want %q", id, got, want)
+		}
+	}
+}

@@ -164,7 +164,7 @@ func containerOf(finding drift.Finding) string {
 	case finding.ContainerID == "" && finding.Layer == drift.LayerOCI: // all of a runtime handler
 		return "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
 	case finding.Container == "":
-		return shortID(finding.ContainerID)
+		return cellID(finding.ContainerID)
 	}
 	return printable(finding.Container)
 }
@@ -191,6 +191,23 @@ func podOf(pod *drift.Pod) string {
 		return "-"
 	}
 	return printable(pod.Namespace + "/" + pod.Name)
+}
+
+// maxCellID is how much of a cgroup's path a table shows: a name and a part of what it is in.
+const maxCellID = 40
+
+// cellID is a container's id in a table. That of one that only its cgroup tells is the cgroup's
+// path, of which the end says most; the messages have it whole.
+func cellID(id string) string {
+	short := shortID(id)
+	if !strings.HasPrefix(id, "/") || len(short) <= maxCellID {
+		return short
+	}
+	end := short[len(short)-maxCellID:]
+	if at := strings.IndexByte(end, '/'); at >= 0 {
+		end = end[at:]
+	}
+	return "…" + strings.ToValidUTF8(end, "")
 }
 
 func shortID(id string) string {
@@ -297,7 +314,7 @@ func (t table) inventory(report drift.Report) string {
 	for _, c := range report.Containers {
 		container := printable(c.Name)
 		if container == "" {
-			container = shortID(c.ID)
+			container = cellID(c.ID)
 		}
 		allowed := pretty.Row{podOf(c.Pod), container, "", "declared", "", "", "", "unknown", "unknown", "unknown", "unknown", "unknown"}
 		if oci := c.Declared.OCI; oci != nil {
