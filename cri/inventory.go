@@ -406,7 +406,7 @@ func conclude(runtime drift.Runtime, subjects []*subject, sandboxes map[string]f
 		if container.InitPID = cmp.Or(container.InitPID, s.facts.pid); container.Ended {
 			container.InitPID = 0
 		}
-		container.CgroupPath, container.Binary = s.facts.cgroupPath, s.facts.binary
+		container.Runtime, container.CgroupPath, container.Binary = runtime.Name, s.facts.cgroupPath, s.facts.binary
 		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle, Privileged: s.facts.privileged}
 		container.Observation = drift.Observed
 		container.Undeclared = s.facts.undeclared

@@ -200,6 +200,7 @@ type Container struct {
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
 	Made       time.Time `json:"-"` // when it was made itself; zero when not told
+	Runtime    string    `json:"-"` // the name of the container runtime, where it told of the container
 	CgroupPath string    `json:"-"` // OCI linux.cgroupsPath, in either driver's form
 	Binary     string    `json:"-"` // the OCI runtime that was called, where another than usual is configured
 }

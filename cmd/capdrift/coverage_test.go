@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/capdrift/capdrift/capdecode"
 	"github.com/capdrift/capdrift/cri/fake"
 )
 
@@ -76,4 +78,34 @@ func TestLongCgroupsDoNotWidenTables(t *testing.T) {
 			t.Errorf("%s: %q, want %q", id, got, want)
 		}
 	}
+}
+
+// TestRemediesAreInTheRuntimesWords: what is to be looked at has the name that it has there.
+func TestRemediesAreInTheRuntimesWords(t *testing.T) {
+	const path = "/run/test/io.containerd.grpc.v1.cri"
+	for name, row := range map[string]struct{ config, bundle, want string }{
+		"containerd 2.1.3": {`{"stateDir":"` + path + `"}`, "run/test/io.containerd.runtime.v2.task/k8s.io/ID/config.json", "BinaryName of its handler in containerd's config.toml, and hooks of its base_runtime_spec"},
+		"cri-o 1.33.0":     {`{}`, "run/containers/storage/overlay-containers/ID/userdata/config.json", "runtime_path of its handler in crio.conf, and hooks in hooks_dir"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := settle(t, name)
+			v.node.Config = row.config
+			v.join(resident{name: "web", bounding: 0x21, processes: []drawn{{pid: 300, name: "web"}}})
+			id := v.node.Containers[0].Status.GetId()
+			v.write(strings.ReplaceAll(row.bundle, "ID", id), `{"process":{"capabilities":{"bounding":`+everyName(t)+`,"permitted":`+everyName(t)+`}}}`)
+			table, _, _ := capture(t, "scan", "--cri-endpoint", fake.Serve(t, v.node).Endpoint, "--host-root", v.root)
+			if text := unbroken(table); !strings.Contains(text, row.want) || strings.Contains(text, "tasks pause") != strings.HasPrefix(name, "containerd") {
+				t.Error(table)
+			}
+		})
+	}
+}
+
+func everyName(t *testing.T) string {
+	text, err := json.Marshal(capdecode.Full(40).Names())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
