@@ -104,6 +104,7 @@ type state struct {
 	hearing      hearing
 	containers   map[string]*drift.Container
 	told         map[string]announced // as watchers know them
+	met          map[string]time.Time // containers that watchers are not told of before they have a name
 	unread       map[string]error     // of containers, why processes could not be read one by one
 	sweep        drift.Sweep          // the last one's counts and limits
 	threadsAt    time.Time            // when threads were read last
@@ -126,7 +127,7 @@ type state struct {
 func NewLoop(l Loop) *Loop {
 	l.hub, l.scans, l.settings, l.orders = newHub(), make(chan chan View), make(chan settings), make(chan func() []Change)
 	l.state = state{
-		containers: make(map[string]*drift.Container), components: make(map[string]Component), told: make(map[string]announced),
+		containers: make(map[string]*drift.Container), components: make(map[string]Component), told: make(map[string]announced), met: make(map[string]time.Time),
 		unread: make(map[string]error), ended: ended(l.Former), ledger: newLedger(l.Cadence.Confirm, l.Open, l.Now()),
 	}
 	return &l
@@ -541,8 +542,10 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 		}
 		present[c.ID] = true
 		s.containers[c.ID] = &c
-		switch told := s.told[c.ID]; {
-		case !known:
+		switch told, wasTold := s.told[c.ID]; {
+		case !wasTold && s.nameless(&c, now):
+		case !wasTold:
+			delete(s.met, c.ID)
 			s.told[c.ID] = announce(&c, now)
 			changes = append(changes, Change{At: now, Kind: ContainerAdded, Container: &c})
 		case told.outdated(&c, now):
@@ -558,6 +561,7 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 			changes = append(changes, Change{At: now, Kind: ContainerRemoved, Container: s.containers[id]})
 			delete(s.containers, id)
 			delete(s.told, id)
+			delete(s.met, id)
 			delete(s.unread, id)
 			s.rules.forget(id)
 			if s.named[id] {
@@ -567,6 +571,20 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 		}
 	}
 	return changes
+}
+
+// nameless reports whether a new container has no name yet, and may get one: a sweep sees it
+// before the runtime was asked again, which is a moment for what the runtime starts.
+func (s *state) nameless(c *drift.Container, now time.Time) bool {
+	if c.Managed == nil || *c.Managed || c.Name != "" {
+		return false
+	}
+	met, known := s.met[c.ID]
+	if !known {
+		met = now
+		s.met[c.ID] = met
+	}
+	return s.askedAt.Sub(met) < introduction
 }
 
 // announced is what watchers were told of a container last.
