@@ -101,7 +101,7 @@ func TestCaptures(t *testing.T) {
 		unknown    string
 	}
 	const held = "000001fffeffffff" // all that the capturing runtime held
-	image := map[string]string{ // to containerd it was imported, and has no digest of a registry
+	image := map[string]string{     // to containerd it was imported, and has no digest of a registry
 		"containerd-2.4.2": "registry.k8s.io/pause:3.10",
 		"cri-o-1.37.0":     "registry.k8s.io/pause:3.10@sha256:37a97dbd53999c220b7d343942eb2acbe0acd2af7f356b4843e80aec1e6bc7d7",
 	}
