@@ -53,6 +53,38 @@ type PodSecurity struct {
 	PodLevel                 PodLevel `json:"podLevel"`
 	RuntimeClass             string   `json:"runtimeClass"`
 	Source                   string   `json:"source"`
+	*PodFields                        // nil where it was not told, as by an agent of an older version
+}
+
+// PodFields is what a pod spec says of a container and its pod that decides no
+// capability, and that the Pod Security Standards restrict. Lists hold each value
+// once, sorted; of what both pod and container may state they hold what either does.
+// Source: k8s.io/pod-security-admission, policy.
+type PodFields struct {
+	HostNetwork bool   `json:"hostNetwork"`
+	HostPID     bool   `json:"hostPID"`
+	HostIPC     bool   `json:"hostIPC"`
+	OS          string `json:"os"` // os.name, "" where it is not said
+	// VolumeTypes are the fields that say what the pod's volumes are: hostPath, emptyDir;
+	// "unknown" for one that has none. Several of one volume are joined with +, which the
+	// API server refuses.
+	VolumeTypes []string `json:"volumeTypes"`
+	Sysctls     []string `json:"sysctls"` // names
+	HostPorts   []int64  `json:"hostPorts"`
+	// ProbeHosts are the hosts that probes and lifecycle handlers name.
+	ProbeHosts         []string `json:"probeHosts"`
+	ProcMount          *string  `json:"procMount"`
+	WindowsHostProcess bool     `json:"windowsHostProcess"` // of the container or the pod
+	AppArmorProfiles   []string `json:"appArmorProfiles"`   // types
+	// AppArmorAnnotations are the values of the pod's container.apparmor.security.beta.kubernetes.io/*,
+	// of whatever container.
+	AppArmorAnnotations []string `json:"appArmorAnnotations"`
+	// SeccompAnnotations are those of seccomp.security.alpha.kubernetes.io that are about
+	// the pod or this container. They count up to Kubernetes 1.18.
+	SeccompAnnotations []string `json:"seccompAnnotations"`
+	SELinuxTypes       []string `json:"seLinuxTypes"`
+	SELinuxUsers       []string `json:"seLinuxUsers"`
+	SELinuxRoles       []string `json:"seLinuxRoles"`
 }
 
 // PodLevel is what the pod's own securityContext says, whether or not a container

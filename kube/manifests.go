@@ -45,10 +45,15 @@ type Manifest struct {
 	Template bool
 	// Lines are those of the pod's containers, in their order.
 	Lines []int
+	// Refused are rules of the API server's validation that the pod breaks: it never runs.
+	// They are up to twenty.
+	Refused []Refusal
 
 	// Raw is a CRI ContainerConfig as crictl takes it, in JSON and not looked
 	// into: it may hold secrets. Kind is then empty.
 	Raw json.RawMessage
+
+	windows bool
 }
 
 // Skipped counts objects of one kind that were not looked into.
@@ -78,6 +83,9 @@ func (u Unjudged) String() string {
 // Manifests is what a stream of manifests holds.
 type Manifests struct {
 	Objects []Manifest
+	// Windows are the objects whose pods are for Windows. They are counted in Skipped too:
+	// of what the kernel of Linux holds there is nothing to say.
+	Windows []Manifest
 	Skipped []Skipped // by kind
 	// Unjudged are up to a thousand. More says how many there are beyond them.
 	Unjudged     []Unjudged
@@ -180,7 +188,14 @@ type reader struct {
 }
 
 func (in *reader) result() (Manifests, error) {
-	all := Manifests{Objects: in.objects, Skipped: counted(in.skipped), Unjudged: in.unjudged, MoreUnjudged: in.more}
+	all := Manifests{Skipped: counted(in.skipped), Unjudged: in.unjudged, MoreUnjudged: in.more}
+	for _, m := range in.objects {
+		if m.windows {
+			all.Windows = append(all.Windows, m)
+		} else {
+			all.Objects = append(all.Objects, m)
+		}
+	}
 	if in.unsaid > 0 {
 		in.errs = append(in.errs, fmt.Errorf("%s: and %d more errors", shown(in.file), in.unsaid))
 	}
@@ -237,19 +252,24 @@ func (in *reader) read() {
 	}
 }
 
-// add keeps an object that stands at a place, and its containers at theirs.
-func (in *reader) add(m Manifest, at path, containers []path) {
+// add keeps an object that stands at a place, its containers at theirs, and what of it
+// the API server refuses.
+func (in *reader) add(m Manifest, at path, containers []path, refused []broken) {
+	n := len(in.objects)
 	in.objects = append(in.objects, m)
 	if !in.lines {
 		return
 	}
-	n := len(in.objects) - 1
 	if len(at) > 0 {
 		in.spots.want(at, func(line int) { in.objects[n].Line = line })
 	}
 	in.objects[n].Lines = make([]int, len(containers))
 	for i, at := range containers {
 		in.spots.want(at, func(line int) { in.objects[n].Lines[i] = line })
+	}
+	for i, refusal := range refused {
+		in.objects[n].Refused = append(in.objects[n].Refused, Refusal{Path: refusal.at.String(), Rule: refusal.rule})
+		in.spots.want(refusal.at, func(line int) { in.objects[n].Refused[i].Line = line })
 	}
 }
 
@@ -421,6 +441,9 @@ func (in *reader) workload(at path, raw json.RawMessage, kind, group, place stri
 // pod reads a pod's template, or a pod, that stands at a place in an object.
 func (in *reader) pod(object, at path, raw json.RawMessage, group string, meta metadata, m Manifest) {
 	var t struct {
+		Metadata struct {
+			Annotations annotations `json:"annotations"`
+		} `json:"metadata"`
 		Spec podSpec `json:"spec"`
 	}
 	if !in.decode(at, raw, &t) {
@@ -433,9 +456,8 @@ func (in *reader) pod(object, at path, raw json.RawMessage, group string, meta m
 			in.failAt(at, fmt.Errorf("%s: %w", at, err))
 		})
 	}
-	if t.Spec.windows() {
+	if m.windows = t.Spec.windows(); m.windows {
 		in.skip(Skipped{Kind: m.Kind + " for Windows", Windows: true})
-		return
 	}
 	if group == knative {
 		t.Spec.nameAsKnative()
@@ -459,16 +481,16 @@ func (in *reader) pod(object, at path, raw json.RawMessage, group string, meta m
 		in.failAt(at, fmt.Errorf("%s: %s has no containers%s", at, m.called(), in.patch()))
 		return
 	}
-	if in.tell(at, meta, &t.Spec, &m) && sound {
-		in.add(m, object, places)
+	if in.tell(at, meta, &t.Spec, t.Metadata.Annotations, &m) && sound {
+		in.add(m, object, places, t.Spec.refusals(meta, at.with("spec"), places))
 	}
 }
 
 // tell makes what is told of a pod. It returns false where it is too large.
-func (in *reader) tell(at path, meta metadata, spec *podSpec, m *Manifest) bool {
+func (in *reader) tell(at path, meta metadata, spec *podSpec, marks annotations, m *Manifest) bool {
 	source := fmt.Sprintf("%s, document %d (%s)", m.File, m.Document, m.called())
 	var lacks string
-	m.Pod, lacks = meta.spec(spec, source)
+	m.Pod, lacks = meta.spec(spec, marks, source)
 	if lacks != "" {
 		in.failAt(at, fmt.Errorf("%s is too large: %s", m.called(), lacks))
 		return false

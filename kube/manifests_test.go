@@ -291,7 +291,9 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	const tail = `"podLevel":{"runAsUser":1000,"runAsNonRoot":true,"seccompProfile":"RuntimeDefault"},"runtimeClass":"kata","source":"in.yaml, document 1 (Pod shop/web)"}`
+	const tail = `"podLevel":{"runAsUser":1000,"runAsNonRoot":true,"seccompProfile":"RuntimeDefault"},"runtimeClass":"kata","source":"in.yaml, document 1 (Pod shop/web)",` +
+		`"hostNetwork":false,"hostPID":false,"hostIPC":false,"os":"","volumeTypes":[],"sysctls":[],"hostPorts":[],"probeHosts":[],"procMount":null,` +
+		`"windowsHostProcess":false,"appArmorProfiles":[],"appArmorAnnotations":[],"seccompAnnotations":[],"seLinuxTypes":[],"seLinuxUsers":[],"seLinuxRoles":[]}`
 	want := `[{"role":"container","add":[],"drop":[],"privileged":true,"allowPrivilegeEscalation":true,"runAsUser":0,"runAsNonRoot":false,` +
 		`"hostUsers":false,"seccompProfile":"Unconfined","readOnlyRootFilesystem":true,` + tail +
 		`,{"role":"container","add":[],"drop":[],"privileged":false,"allowPrivilegeEscalation":false,"runAsUser":1000,"runAsNonRoot":true,` +
@@ -352,6 +354,7 @@ func FuzzReadManifests(f *testing.F) {
 	f.Add("apiVersion: batch/v1\nkind: CronJob\nspec: {jobTemplate: {spec: {template: {spec: {containers: [{name: a}]}}}}}\n")
 	f.Add("a: &a [*a]\n--- # x\n<<: {a: 1}\n...\nmetadata: {}\nimage: x\n")
 	f.Add(aPod("    securityContext: {runAsUser: x}"))
+	f.Add(aPod("    securityContext: {runAsUser: -1, procMount: Unmasked}", "  os: {name: windows}", "  volumes: [{name: a, hostPath: {}, emptyDir: {}}]"))
 	f.Add("\ufeffapiVersion: argoproj.io/v1\nkind: Workflow\nspec: {podSpecPatch: x, templates: [{container: {image: i}}, {sidecars: [{env: []}]}]}\n\ufeff---\nresources: []\n")
 	f.Add(`{"apiVersion":"template.openshift.io/v1","kind":"Template","parameters":[{"name":"A","value":"1"}],"objects":[{"apiVersion":"a.b/v1","kind":"C","spec":{"model":{"securityContext":{"privileged":"${{A}}"}}}}]}`)
 	f.Fuzz(func(t *testing.T, stream string) {
@@ -365,7 +368,12 @@ func FuzzReadManifests(f *testing.F) {
 				t.Errorf("an error as no person reads it: %q", text)
 			}
 		}
-		for _, m := range all.Objects {
+		for _, m := range slices.Concat(all.Objects, all.Windows) {
+			for _, refusal := range m.Refused {
+				if refusal.Path == "" || refusal.Line < 1 || refusal.Line > strings.Count(stream, "\n")+1 {
+					t.Errorf("a refusal nowhere: %+v", refusal)
+				}
+			}
 			if m.Document < 1 || m.Line < 1 || (m.Kind == "") != (m.Raw != nil) {
 				t.Errorf("an object nowhere, or of no kind: %+v", m)
 			}

@@ -1,7 +1,10 @@
 package kube
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,60 +26,141 @@ type pod struct {
 	Spec            podSpec  `json:"spec"`
 }
 
-// metadata is the part of an object's metadata that is read. Secrets get into
-// annotations (kubectl's last-applied-configuration): only the kubelet's own are
-// decoded.
+// metadata is the part of an object's metadata that is read.
 type metadata struct {
-	Name              string    `json:"name"`
-	GenerateName      string    `json:"generateName"`
-	Namespace         string    `json:"namespace"`
-	UID               string    `json:"uid"`
-	ResourceVersion   string    `json:"resourceVersion"`
-	CreationTimestamp time.Time `json:"creationTimestamp"`
+	Name              string      `json:"name"`
+	GenerateName      string      `json:"generateName"`
+	Namespace         string      `json:"namespace"`
+	UID               string      `json:"uid"`
+	ResourceVersion   string      `json:"resourceVersion"`
+	CreationTimestamp time.Time   `json:"creationTimestamp"`
+	Annotations       annotations `json:"annotations"`
+}
+
+// annotations are the few that are read. Secrets get into the others (kubectl's
+// last-applied-configuration), which are not kept.
+type annotations struct {
 	// What the kubelet notes on a static pod and on its mirror in the API server
 	// (pkg/kubelet/types/pod_update.go).
-	Annotations struct {
-		Hash   string `json:"kubernetes.io/config.hash"`
-		Mirror string `json:"kubernetes.io/config.mirror"`
-		Seen   string `json:"kubernetes.io/config.seen"`
-	} `json:"annotations"`
+	hash, mirror, seen string
+	// Profiles by their annotations' names: those of AppArmor, and of seccomp, which
+	// counted up to Kubernetes 1.18.
+	appArmor, seccomp map[string]string
+}
+
+const (
+	appArmorPrefix   = "container.apparmor.security.beta.kubernetes.io/"
+	seccompOfPod     = "seccomp.security.alpha.kubernetes.io/pod"
+	seccompPrefix    = "container.seccomp.security.alpha.kubernetes.io/"
+	kubeletOwnPrefix = "kubernetes.io/config."
+)
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (a *annotations) UnmarshalJSON(raw []byte) error {
+	var all map[string]json.RawMessage
+	if json.Unmarshal(raw, &all) != nil {
+		return errors.New("annotations are no object")
+	}
+	*a = annotations{appArmor: make(map[string]string), seccomp: make(map[string]string)}
+	kubelet := map[string]*string{"hash": &a.hash, "mirror": &a.mirror, "seen": &a.seen}
+	for name, raw := range all {
+		var into map[string]string
+		own := kubelet[strings.TrimPrefix(name, kubeletOwnPrefix)]
+		switch {
+		case strings.HasPrefix(name, kubeletOwnPrefix) && own != nil:
+		case strings.HasPrefix(name, appArmorPrefix):
+			into = a.appArmor
+		case strings.HasPrefix(name, seccompPrefix) || name == seccompOfPod:
+			into = a.seccomp
+		default:
+			continue
+		}
+		var value string
+		if json.Unmarshal(raw, &value) != nil {
+			return errors.New("an annotation is no string")
+		}
+		if into == nil {
+			*own = value
+		} else {
+			into[name] = clip(value)
+		}
+	}
+	return nil
 }
 
 // podSpec is the part of a PodSpec that decides privileges. Every field here is
-// one that may be shown: env, args and volumes stay out.
+// one that may be shown: env, args and what is in volumes stay out.
 // Source: k8s.io/api core/v1 types.go.
 type podSpec struct {
 	OS *struct {
 		Name string `json:"name"`
 	} `json:"os"`
-	HostUsers           *bool            `json:"hostUsers"`
-	RuntimeClassName    *string          `json:"runtimeClassName"`
-	SecurityContext     *securityContext `json:"securityContext"`
-	InitContainers      []container      `json:"initContainers"`
-	Containers          []container      `json:"containers"`
-	EphemeralContainers []container      `json:"ephemeralContainers"`
+	HostUsers             *bool            `json:"hostUsers"`
+	HostNetwork           bool             `json:"hostNetwork"`
+	HostPID               bool             `json:"hostPID"`
+	HostIPC               bool             `json:"hostIPC"`
+	ShareProcessNamespace *bool            `json:"shareProcessNamespace"`
+	RuntimeClassName      *string          `json:"runtimeClassName"`
+	SecurityContext       *securityContext `json:"securityContext"`
+	Volumes               []volume         `json:"volumes"`
+	InitContainers        []container      `json:"initContainers"`
+	Containers            []container      `json:"containers"`
+	EphemeralContainers   []container      `json:"ephemeralContainers"`
 }
 
 type container struct {
 	Name            string           `json:"name"`
 	RestartPolicy   *string          `json:"restartPolicy"`
 	SecurityContext *securityContext `json:"securityContext"`
+	Ports           []struct {
+		HostPort int64 `json:"hostPort"`
+	} `json:"ports"`
+	LivenessProbe  *handler `json:"livenessProbe"`
+	ReadinessProbe *handler `json:"readinessProbe"`
+	StartupProbe   *handler `json:"startupProbe"`
+	Lifecycle      *struct {
+		PostStart *handler `json:"postStart"`
+		PreStop   *handler `json:"preStop"`
+	} `json:"lifecycle"`
 }
 
-// securityContext is a container's; a pod's has three of its fields.
+// securityContext is a container's or a pod's: each has fields that the other has not.
 type securityContext struct {
 	Capabilities *struct {
 		Add  []string `json:"add"`
 		Drop []string `json:"drop"`
 	} `json:"capabilities"`
-	Privileged               *bool  `json:"privileged"`
-	AllowPrivilegeEscalation *bool  `json:"allowPrivilegeEscalation"`
-	RunAsUser                *int64 `json:"runAsUser"`
-	RunAsNonRoot             *bool  `json:"runAsNonRoot"`
-	ReadOnlyRootFilesystem   *bool  `json:"readOnlyRootFilesystem"`
-	SeccompProfile           *struct {
+	Privileged               *bool    `json:"privileged"`
+	AllowPrivilegeEscalation *bool    `json:"allowPrivilegeEscalation"`
+	RunAsUser                *int64   `json:"runAsUser"`
+	RunAsGroup               *int64   `json:"runAsGroup"`
+	RunAsNonRoot             *bool    `json:"runAsNonRoot"`
+	ReadOnlyRootFilesystem   *bool    `json:"readOnlyRootFilesystem"`
+	ProcMount                *string  `json:"procMount"`
+	SeccompProfile           *profile `json:"seccompProfile"`
+	AppArmorProfile          *profile `json:"appArmorProfile"`
+	SELinuxOptions           *struct {
+		User string `json:"user"`
+		Role string `json:"role"`
 		Type string `json:"type"`
-	} `json:"seccompProfile"`
+	} `json:"seLinuxOptions"`
+	WindowsOptions *struct {
+		HostProcess *bool `json:"hostProcess"`
+	} `json:"windowsOptions"`
+	Sysctls []struct {
+		Name string `json:"name"`
+	} `json:"sysctls"`
+	FSGroup                  *int64  `json:"fsGroup"`
+	FSGroupChangePolicy      present `json:"fsGroupChangePolicy"`
+	SupplementalGroups       []int64 `json:"supplementalGroups"`
+	SupplementalGroupsPolicy present `json:"supplementalGroupsPolicy"`
+	SELinuxChangePolicy      present `json:"seLinuxChangePolicy"`
+}
+
+// profile is one of seccomp or AppArmor.
+type profile struct {
+	Type      string  `json:"type"`
+	Localhost *string `json:"localhostProfile"`
 }
 
 // seccomp is the profile's type; nil where there is none.
@@ -108,7 +192,8 @@ func (p *podSpec) parts() []part {
 
 // containers takes what decides each container's capabilities. What it returns
 // beside them, if anything, says why they are not all.
-func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks string) {
+func (p *podSpec) containers(marks annotations, source string) (list []drift.PodContainer, lacks string) {
+	ofPod, lacks := p.fields(marks)
 	var pod securityContext
 	if p.SecurityContext != nil {
 		pod = *p.SecurityContext
@@ -151,6 +236,10 @@ func (p *podSpec) containers(source string) (list []drift.PodContainer, lacks st
 					security.Add, security.Drop = names(own.Capabilities.Add), names(own.Capabilities.Drop)
 				}
 			}
+			var lack string
+			if security.PodFields, lack = ofPod.of(&c, marks); lack != "" {
+				lacks = lack
+			}
 			list = append(list, drift.PodContainer{Name: clip(c.Name), Security: security})
 		}
 	}
@@ -169,10 +258,10 @@ func names(given []string) []string {
 // criUID is the uid by which the runtime knows a static pod: the kubelet's hash of
 // its manifest, which the mirror in the API server carries as an annotation.
 func (m *metadata) criUID() string {
-	if m.Annotations.Mirror != "" {
-		return clip(m.Annotations.Mirror)
+	if m.Annotations.mirror != "" {
+		return clip(m.Annotations.mirror)
 	}
-	return clip(m.Annotations.Hash)
+	return clip(m.Annotations.hash)
 }
 
 // since is when the pod came to be known: a static pod has no creation time at
@@ -181,21 +270,22 @@ func (m *metadata) since() time.Time {
 	if !m.CreationTimestamp.IsZero() {
 		return m.CreationTimestamp
 	}
-	seen, err := time.Parse(time.RFC3339Nano, m.Annotations.Seen)
+	seen, err := time.Parse(time.RFC3339Nano, m.Annotations.seen)
 	if err != nil {
 		return time.Time{} // it does not say
 	}
 	return seen
 }
 
-// spec makes what a scan is told of a pod. What it returns beside it, if
+// spec makes what a scan is told of a pod. The annotations are those of the pod, which
+// for a template are not the object's. What it returns beside it, if
 // anything, says why that is not all.
-func (m *metadata) spec(p *podSpec, source string) (spec drift.PodSpec, lacks string) {
+func (m *metadata) spec(p *podSpec, marks annotations, source string) (spec drift.PodSpec, lacks string) {
 	spec = drift.PodSpec{
 		Pod:    drift.Pod{Namespace: clip(m.Namespace), Name: clip(m.Name), UID: clip(m.UID)},
 		CRIUID: m.criUID(), Source: source, Created: m.since(),
 	}
-	spec.Containers, lacks = p.containers(source)
+	spec.Containers, lacks = p.containers(marks, source)
 	return spec, lacks
 }
 
@@ -207,7 +297,7 @@ func tell(list []pod, source string) drift.Pods {
 		if p.Spec.windows() {
 			continue
 		}
-		spec, lacks := p.Metadata.spec(&p.Spec, source)
+		spec, lacks := p.Metadata.spec(&p.Spec, p.Metadata.Annotations, source)
 		if lacks != "" {
 			pods.Limits = append(pods.Limits, drift.Limit{
 				What: fmt.Sprintf("the pod spec of %s/%s", spec.Namespace, spec.Name), Why: lacks, Blind: true,

@@ -90,8 +90,10 @@ type finder struct {
 	group string
 	meta  metadata
 	m     Manifest // what is the same of all pods
-	found int
-	ended bool // at a bound
+	// metadata is that of the template whose spec is looked into; nil where there is none.
+	metadata json.RawMessage
+	found    int
+	ended    bool // at a bound
 }
 
 func (f *finder) leave(at path, why string) {
@@ -161,11 +163,17 @@ func (f *finder) object(at path, raw json.RawMessage, inherited members) {
 			}
 		}
 	}
+	above := f.metadata
 	for _, field := range slices.Sorted(maps.Keys(o)) {
-		if !taken[field] {
-			f.value(at.with(field), o[field], inherited)
+		if taken[field] {
+			continue
 		}
+		if f.metadata = nil; field == "spec" {
+			f.metadata = o["metadata"]
+		}
+		f.value(at.with(field), o[field], inherited)
 	}
+	f.metadata = above
 }
 
 // shaped is a container that was found.
@@ -288,12 +296,15 @@ func (f *finder) pod(at path, o, inherited members, parts []shaped, taken map[st
 		trial := spec
 		if kjson.UnmarshalCaseSensitivePreserveInts(one, &trial) == nil {
 			spec = trial
+		} else if slices.Contains([]string{"hostNetwork", "hostPID", "hostIPC", "volumes"}, field) {
+			f.leave(at.with(field), "it is not of the form that a pod spec has it in")
+			taken[field] = true
 		}
 	}
 	sound := f.spelt(at, o, parts)
-	if spec.windows() {
-		f.in.skip(Skipped{Kind: f.m.Kind + " for Windows", Windows: true})
-		return
+	m := f.m
+	if m.windows = spec.windows(); m.windows {
+		f.in.skip(Skipped{Kind: m.Kind + " for Windows", Windows: true})
 	}
 	if patch := string(o["podSpecPatch"]); patch != "" && patch != "null" && patch != `""` {
 		f.leave(at.with("podSpecPatch"), "a patch of the pod spec, which is not applied")
@@ -309,7 +320,7 @@ func (f *finder) pod(at path, o, inherited members, parts []shaped, taken map[st
 				continue
 			}
 			var c container
-			if !f.in.decode(one.at, merged(base, one.raw), &c) {
+			if !f.in.decode(one.at, f.fitting(one.at, merged(base, one.raw)), &c) {
 				return
 			}
 			if c.Name == "" || !nameable(c.Name) { // such as a parameter, {{inputs.parameters.name}}
@@ -323,11 +334,45 @@ func (f *finder) pod(at path, o, inherited members, parts []shaped, taken map[st
 			places = append(places, one.at)
 		}
 	}
-	m := f.m
-	m.Path = clip(at[len(f.base):].String())
-	if f.in.tell(at, f.meta, &spec, &m) && sound {
-		f.in.add(m, f.base, places)
+	var marks struct {
+		Annotations annotations `json:"annotations"`
 	}
+	if f.metadata != nil && !f.in.decode(at, f.metadata, &marks) {
+		return
+	}
+	m.Path = clip(at[len(f.base):].String())
+	if f.in.tell(at, f.meta, &spec, marks.Annotations, &m) && sound {
+		f.in.add(m, f.base, places, spec.refusals(f.meta, at, places))
+	}
+}
+
+// fitting is a container without the fields that a kind has under the name of a
+// container's, in another form.
+func (f *finder) fitting(at path, raw json.RawMessage) json.RawMessage {
+	var o members
+	if json.Unmarshal(raw, &o) != nil {
+		return raw
+	}
+	left := false
+	for _, field := range []string{"ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"} {
+		one, err := json.Marshal(members{field: o[field]})
+		if o[field] == nil || err != nil {
+			continue
+		}
+		if kjson.UnmarshalCaseSensitivePreserveInts(one, new(container)) != nil {
+			f.leave(at.with(field), "it is not of the form that a container has it in")
+			delete(o, field)
+			left = true
+		}
+	}
+	if !left {
+		return raw
+	}
+	kept, err := json.Marshal(o)
+	if err != nil {
+		return raw
+	}
+	return kept
 }
 
 // spelt reports whether no field is misspelt that decides capabilities: a custom

@@ -19,7 +19,9 @@ func largeNode() drift.Report {
 			ID: fmt.Sprintf("%064x", i), Name: fmt.Sprintf("app-%d", i), Image: "registry.example/app:1", Managed: new(true), Observation: drift.Observed,
 			Pod: &drift.Pod{Namespace: "shop", Name: fmt.Sprintf("web-%d", i), UID: fmt.Sprint(i)},
 			Declared: drift.Declared{
-				Pod: &drift.PodSecurity{Role: drift.RoleContainer, Add: []string{"NET_ADMIN", fmt.Sprintf("X%d", i)}, Drop: []string{"ALL"}, RunAsUser: new(int64(i)), Privileged: i%10 == 0},
+				Pod: &drift.PodSecurity{Role: drift.RoleContainer, Add: []string{"NET_ADMIN", fmt.Sprintf("X%d", i)}, Drop: []string{"ALL"}, RunAsUser: new(int64(i)), Privileged: i%10 == 0, PodFields: &drift.PodFields{
+					VolumeTypes: []string{"configMap", "hostPath"}, Sysctls: []string{"net.ipv4.tcp_rmem"}, HostPorts: []int64{80}, HostNetwork: i%10 == 0,
+				}},
 				CRI: &drift.CRI{Add: []string{"NET_ADMIN"}, Drop: []string{"ALL"}, RunAsUser: new(int64(i))},
 				OCI: &drift.OCI{Sets: all(defaults), UID: uint32(i)},
 			},

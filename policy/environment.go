@@ -42,6 +42,8 @@ type Subject struct {
 	Finding   *drift.Finding
 	Node      *drift.Node
 	Runtime   *drift.Runtime
+	// Kubernetes is the version by which a rule judges; nil of a filter.
+	Kubernetes *Version
 }
 
 // environment is the language: variables, fields, functions, and their bounds.
@@ -180,6 +182,7 @@ var variables = map[string]variable{
 	"finding":        {findingType, (*vars).oneFinding},
 	"node":           {nodeType, (*vars).theNode},
 	"runtime":        {runtimeType, (*vars).theRuntime},
+	"kubernetes":     {kubernetesType, (*vars).theVersion},
 }
 
 func of(get func(*drift.Container) any) func(*vars) any {
@@ -374,6 +377,13 @@ func (v *vars) theRuntime() any {
 		return notKnown
 	}
 	return v.subject.Runtime
+}
+
+func (v *vars) theVersion() any {
+	if v.subject.Kubernetes == nil {
+		return notKnown
+	}
+	return v.subject.Kubernetes
 }
 
 func labels(c *drift.Container) any {

@@ -54,6 +54,15 @@ type fact struct {
 	// noted is true of a list of names that a loop goes through: which of them matter
 	// only an evaluation tells (see note.go).
 	noted bool
+	// since and until are the versions of Kubernetes in which it is read: from the one to
+	// the one before the other, 0 for no bound.
+	since, until Version
+}
+
+// read reports whether an expression reads the field in a version of Kubernetes, nil
+// where none is known.
+func (f *fact) read(in *Version) bool {
+	return in == nil || *in >= f.since && (f.until == 0 || *in < f.until)
 }
 
 // last is the field's own name.
@@ -82,14 +91,20 @@ type collector struct {
 	nouns  nouns
 	locals []string
 	facts  []fact
+	// since and until are those of the branch that is visited, see fact.
+	since, until Version
 }
 
 func (c *collector) add(f fact) {
 	f.name = strings.Join(f.path, ".")
+	if f.path[0] == "kubernetes" || f.name == "declared.os" {
+		return // they say which question is asked, and are no part of the answer
+	}
+	f.since, f.until = c.since, c.until
 	f.get = c.nouns.getter(f.path)
 	if f.against == nil && f.written == nil && slices.ContainsFunc(c.facts, func(other fact) bool {
 		return other.against == nil && other.written == nil && f.name == other.name && f.question == other.question && f.asked == other.asked &&
-			f.operand == other.operand && f.present == other.present && f.noted == other.noted
+			f.operand == other.operand && f.present == other.present && f.noted == other.noted && f.since == other.since && f.until == other.until
 	}) {
 		return
 	}
@@ -265,6 +280,8 @@ func (c *collector) call(call ast.CallExpr) {
 	}
 	name := call.FunctionName()
 	switch {
+	case name == operators.Conditional && sinceIn(operands[0]) > 0:
+		c.branches(sinceIn(operands[0]), operands[1], operands[2])
 	case name == "known":
 		c.read(operands[0], fact{present: true})
 	case name == operators.In:
@@ -280,6 +297,32 @@ func (c *collector) call(call ast.CallExpr) {
 			c.visit(operand)
 		}
 	}
+}
+
+// sinceIn is the version that a condition kubernetes.minor >= 34 is about; 0 of others.
+func sinceIn(e ast.Expr) Version {
+	if e.Kind() != ast.CallKind || e.AsCall().FunctionName() != operators.GreaterEquals {
+		return 0
+	}
+	field, version := e.AsCall().Args()[0], e.AsCall().Args()[1]
+	minor, literal := version.AsLiteral().(types.Int)
+	if !literal || field.Kind() != ast.SelectKind || field.AsSelect().FieldName() != "minor" || field.AsSelect().Operand().AsIdent() != "kubernetes" {
+		return 0
+	}
+	return Version(minor)
+}
+
+// branches visits what is read from a version on, and what before it.
+func (c *collector) branches(version Version, since, before ast.Expr) {
+	outer := *c
+	c.since = max(c.since, version)
+	c.visit(since)
+	c.since = outer.since
+	if c.until == 0 || version < c.until {
+		c.until = version
+	}
+	c.visit(before)
+	c.until = outer.until
 }
 
 func asksSet(name string) bool {
@@ -364,6 +407,14 @@ func (v *vars) see(f *fact, show bool) (value string, offends capdecode.Set, unn
 	case types.String:
 		if show {
 			value = strconv.Quote(clip(string(held)))
+		}
+	case []int64:
+		if show {
+			texts := make([]string, min(len(held), maxShown+1))
+			for i := range texts {
+				texts[i] = strconv.FormatInt(held[i], 10)
+			}
+			value = listed(texts)
 		}
 	case []string:
 		if show {

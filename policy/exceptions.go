@@ -212,7 +212,7 @@ func (p *Policy) except(j *Judgement, report *drift.Report, now time.Time, steps
 				continue
 			}
 			if trials[r.Container] == nil {
-				trials[r.Container] = newTrial(e, Subject{Container: r.Container, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, steps)
+				trials[r.Container] = newTrial(e, p.subject(r.Container, &report.Node, report.Runtime), report.Coverage.Threads.Skipped == 0, steps)
 			}
 			declared, actual, accepts := trials[r.Container].accepts(r)
 			if !accepts {

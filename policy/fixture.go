@@ -17,6 +17,7 @@ type fixture struct {
 	name             string
 	line             int
 	container        drift.Container
+	kubernetes       Version
 	declared, actual *Verdict // nil where the test does not ask
 }
 
@@ -36,7 +37,7 @@ func (p Pack) Test() []TestResult {
 			f := &rule.fixtures[i]
 			steps := maxJudgement
 			report := drift.Report{Node: drift.Node{CapLastCap: fixtureLastCap}}
-			result := newBench(Subject{Container: &f.container, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, &steps).judge(rule)
+			result := newBench(Subject{Container: &f.container, Node: &report.Node, Kubernetes: &f.kubernetes}, report.Coverage.Threads.Skipped == 0, &steps).judge(rule)
 			one := TestResult{Rule: rule.ID, Test: f.name, Line: f.line}
 			switch {
 			case f.declared != nil && result.Declared.Verdict != *f.declared:
@@ -55,7 +56,7 @@ func (p Pack) Test() []TestResult {
 const fixtureLastCap capdecode.Cap = 40
 
 func (r *reader) fixture(n *yaml.Node) fixture {
-	f := fixture{line: n.Line}
+	f := fixture{line: n.Line, kubernetes: LatestVersion}
 	verdict := func(to **Verdict, what string) func(*yaml.Node) {
 		return func(n *yaml.Node) {
 			*to = new(Verdict)
@@ -65,7 +66,13 @@ func (r *reader) fixture(n *yaml.Node) fixture {
 		}
 	}
 	r.mapping(n, "a test", map[string]func(*yaml.Node){
-		"name":      r.put(&f.name, "the test's name"),
+		"name": r.put(&f.name, "the test's name"),
+		"kubernetes": func(n *yaml.Node) {
+			var err error
+			if f.kubernetes, err = ParseVersion(r.text(n, "kubernetes")); err != nil && r.err == nil {
+				r.fail(n, "kubernetes: %s", err)
+			}
+		},
 		"declared":  verdict(&f.declared, "declared"),
 		"actual":    verdict(&f.actual, "actual"),
 		"container": func(n *yaml.Node) { f.container = r.container(n) },

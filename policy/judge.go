@@ -164,6 +164,11 @@ func (p *Policy) Judge(report drift.Report, now time.Time) Judgement {
 	return p.judgeWithin(report, now, maxJudgement)
 }
 
+// subject is what the policy's conditions are put to.
+func (p *Policy) subject(c *drift.Container, node *drift.Node, runtime *drift.Runtime) Subject {
+	return Subject{Container: c, Node: node, Runtime: runtime, Kubernetes: &p.version}
+}
+
 // judgeWithin is Judge in so many steps. What they do not suffice for is unknown.
 func (p *Policy) judgeWithin(report drift.Report, now time.Time, steps int) Judgement {
 	j := Judgement{At: now, Results: make([]Result, 0, len(p.rules)*len(report.Containers))}
@@ -172,7 +177,7 @@ func (p *Policy) judgeWithin(report drift.Report, now time.Time, steps int) Judg
 		if c.Sandbox {
 			continue
 		}
-		b := newBench(Subject{Container: c, Node: &report.Node, Runtime: report.Runtime}, report.Coverage.Threads.Skipped == 0, &steps)
+		b := newBench(p.subject(c, &report.Node, report.Runtime), report.Coverage.Threads.Skipped == 0, &steps)
 		j.Results = b.judgeAll(p, j.Results)
 	}
 	p.except(&j, &report, now, &steps)
@@ -383,6 +388,9 @@ func (o *Outcome) witness(v *vars, f *Filter, t *Task, show bool, steps *int) {
 	}
 	for i := range f.facts {
 		fact := &f.facts[i]
+		if !fact.read(v.subject.Kubernetes) {
+			continue
+		}
 		value, offends, unnamed, ok := v.see(fact, show)
 		if !ok {
 			continue

@@ -244,7 +244,7 @@ rules:
 	for _, c := range []*drift.Container{web(), bare(), partial(), starting(), &largeNode().Containers[0], &largeNode().Containers[1]} {
 		for i, result := range p.JudgeContainer(node, nil, c, true) {
 			steps := maxSingle
-			alone := newBench(Subject{Container: c, Node: node}, true, &steps).judge(p.Rules()[i])
+			alone := newBench(p.subject(c, node, nil), true, &steps).judge(p.Rules()[i])
 			if !reflect.DeepEqual(result, alone) {
 				t.Errorf("%s of %s: %+v, and alone %+v", result.Rule.ID, c.Name, result, alone)
 			}

@@ -27,6 +27,7 @@ var (
 	findingType       = types.NewObjectType("finding")
 	nodeType          = types.NewObjectType("node")
 	runtimeType       = types.NewObjectType("runtime")
+	kubernetesType    = types.NewObjectType("kubernetes")
 )
 
 // absence is returned for a field that has no value, and says why.
@@ -112,6 +113,7 @@ func newNouns() nouns {
 	declared.add("hostUsers", cel.BoolType, func(d *declaredView) any { return d.hostUsers() })
 	declared.add("seccompProfile", cel.StringType, func(d *declaredView) any { return d.seccompProfile() })
 	declared.add("readOnlyRootFilesystem", cel.BoolType, func(d *declaredView) any { return d.readOnlyRootFilesystem() })
+	addPodFields(declared)
 
 	security := in[drift.PodSecurity](n, podSecurityType)
 	security.text("role", func(s *drift.PodSecurity) string { return string(s.Role) })
@@ -231,7 +233,51 @@ func newNouns() nouns {
 	runtime := in[drift.Runtime](n, runtimeType)
 	runtime.text("name", func(r *drift.Runtime) string { return r.Name })
 	runtime.text("version", func(r *drift.Runtime) string { return r.Version })
+
+	kubernetes := in[Version](n, kubernetesType)
+	kubernetes.number("minor", func(v *Version) int64 { return int64(*v) })
 	return n
+}
+
+// addPodFields adds what a pod spec alone tells.
+func addPodFields(declared noun[declaredView]) {
+	add := func(name string, typ *types.Type, get func(*drift.PodFields) any) {
+		declared.add(name, typ, func(d *declaredView) any {
+			if d.layers.Pod == nil || d.layers.Pod.PodFields == nil {
+				return notKnown
+			}
+			return get(d.layers.Pod.PodFields)
+		})
+	}
+	for name, get := range map[string]func(*drift.PodFields) bool{
+		"hostNetwork":        func(f *drift.PodFields) bool { return f.HostNetwork },
+		"hostPID":            func(f *drift.PodFields) bool { return f.HostPID },
+		"hostIPC":            func(f *drift.PodFields) bool { return f.HostIPC },
+		"windowsHostProcess": func(f *drift.PodFields) bool { return f.WindowsHostProcess },
+	} {
+		add(name, cel.BoolType, func(f *drift.PodFields) any { return types.Bool(get(f)) })
+	}
+	for name, get := range map[string]func(*drift.PodFields) []string{
+		"volumeTypes":         func(f *drift.PodFields) []string { return f.VolumeTypes },
+		"sysctls":             func(f *drift.PodFields) []string { return f.Sysctls },
+		"probeHosts":          func(f *drift.PodFields) []string { return f.ProbeHosts },
+		"appArmorProfiles":    func(f *drift.PodFields) []string { return f.AppArmorProfiles },
+		"appArmorAnnotations": func(f *drift.PodFields) []string { return f.AppArmorAnnotations },
+		"seccompAnnotations":  func(f *drift.PodFields) []string { return f.SeccompAnnotations },
+		"seLinuxTypes":        func(f *drift.PodFields) []string { return f.SELinuxTypes },
+		"seLinuxUsers":        func(f *drift.PodFields) []string { return f.SELinuxUsers },
+		"seLinuxRoles":        func(f *drift.PodFields) []string { return f.SELinuxRoles },
+	} {
+		add(name, cel.ListType(cel.StringType), func(f *drift.PodFields) any { return get(f) })
+	}
+	add("os", cel.StringType, func(f *drift.PodFields) any { return types.String(f.OS) })
+	add("hostPorts", cel.ListType(cel.IntType), func(f *drift.PodFields) any { return f.HostPorts })
+	add("procMount", cel.StringType, func(f *drift.PodFields) any {
+		if f.ProcMount == nil {
+			return types.String("Default") // SetDefaults_SecurityContext, pkg/apis/core/v1/defaults.go
+		}
+		return types.String(*f.ProcMount)
+	})
 }
 
 // setFields are the five sets by their fields' names.
@@ -411,6 +457,8 @@ func (a adapter) NativeToValue(value any) ref.Val {
 		return object[drift.Node]{v}
 	case *drift.Runtime:
 		return object[drift.Runtime]{v}
+	case *Version:
+		return object[Version]{v}
 	}
 	return a.Adapter.NativeToValue(value)
 }

@@ -15,8 +15,12 @@ type Pack struct {
 	Title       string
 	Description string
 	References  []string
-	Rules       []*Rule
-	File        string // as given to [LoadPack]
+	// NotJudged is what the pack's subject asks for and no rule here judges.
+	NotJudged []string
+	// Windows says that its rules are about pods for Windows too.
+	Windows bool
+	Rules   []*Rule
+	File    string // as given to [LoadPack]
 }
 
 // Rule says what should be of one container, on paper and in the kernel.
@@ -60,6 +64,8 @@ func LoadPack(file string, text []byte) (Pack, error) {
 			"title":       r.put(&pack.Title, "the pack's title"),
 			"description": r.put(&pack.Description, "the pack's description"),
 			"references":  r.texts(&pack.References, "references"),
+			"notJudged":   r.texts(&pack.NotJudged, "what is not judged"),
+			"windows":     r.truth(&pack.Windows, "windows"),
 			"rules": func(n *yaml.Node) {
 				r.each(n, "rules", func(n *yaml.Node) {
 					rule := r.rule(n)

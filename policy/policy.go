@@ -14,6 +14,7 @@ type Policy struct {
 	asked      []firstAsked // of each rule
 	controls   []answered
 	exceptions []*Exception
+	version    Version
 }
 
 // answered is a control, and which of the policy's rules answer it.
@@ -91,7 +92,7 @@ func Choose(given []Pack, names ...string) ([]Pack, error) {
 // error, as is an exception from a rule that is in none of the packs, given or built
 // in.
 func Compile(packs []Pack, exceptions []Exception) (*Policy, error) {
-	p := &Policy{packs: slices.Clone(packs)}
+	p := &Policy{packs: slices.Clone(packs), version: LatestVersion}
 	from := make(map[string]Pack)
 	for i, pack := range packs {
 		for _, other := range packs[:i] {

@@ -18,7 +18,7 @@ func (p *Policy) JudgeContainer(node *drift.Node, runtime *drift.Runtime, c *dri
 		return nil
 	}
 	steps := maxSingle
-	b := newBench(Subject{Container: c, Node: node, Runtime: runtime}, threads, &steps)
+	b := newBench(p.subject(c, node, runtime), threads, &steps)
 	return b.judgeAll(p, make([]Result, 0, len(p.rules)))
 }
 
@@ -31,7 +31,7 @@ func (p *Policy) Accepting(node *drift.Node, runtime *drift.Runtime, r *Result) 
 	if !r.Fails() {
 		return nil
 	}
-	subject, steps := Subject{Container: r.Container, Node: node, Runtime: runtime}, maxSingle
+	subject, steps := p.subject(r.Container, node, runtime), maxSingle
 	list := p.accepting(subject, func(e *Exception) bool { return e.namesAll(r) })
 	return slices.DeleteFunc(list, func(e *Exception) bool {
 		_, _, accepts := newTrial(e, subject, true, &steps).accepts(r)

@@ -173,6 +173,14 @@ func (r *reader) put(to *string, what string) func(*yaml.Node) {
 }
 
 // each calls for every element of a list that is not empty.
+func (r *reader) truth(to *bool, what string) func(*yaml.Node) {
+	return func(n *yaml.Node) {
+		if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" || n.Decode(to) != nil {
+			r.fail(n, "%s is %s, want true or false", what, kindOf(n))
+		}
+	}
+}
+
 func (r *reader) each(n *yaml.Node, what string, take func(*yaml.Node)) {
 	switch {
 	case n.Kind != yaml.SequenceNode:

@@ -79,9 +79,18 @@ func (c *clocked) look(given ...drift.Container) drift.Sweep {
 }
 
 // TestOneCostlyContainerDelaysNoOther: what a costly container does not get read is told,
-// by its name, and nothing else is missed.
+// by its name, and nothing else is missed, in either pid namespace of the reader.
 func TestOneCostlyContainerDelaysNoOther(t *testing.T) {
+	for _, foreign := range []bool{false, true} {
+		t.Run(fmt.Sprintf("foreign=%v", foreign), func(t *testing.T) { oneCostlyContainer(t, foreign) })
+	}
+}
+
+func oneCostlyContainer(t *testing.T, foreign bool) {
 	c := clock(t, proc.Options{Time: 600 * time.Millisecond, LeadersOnly: true})
+	if foreign {
+		c.write("proc/self/status", string(c.capture("default", "status")))
+	}
 	costly := c.crowd(idA, 16*time.Millisecond, 100, 180)
 	cheap := c.crowd(idB, 50*time.Microsecond, 1000, 1100)
 	for look := range 5 {
@@ -137,8 +146,22 @@ func TestCostlyContainersShareEvenly(t *testing.T) {
 	for pid := 203; pid < 250; pid++ {
 		c.remove(fmt.Sprintf("proc/%d", pid))
 	}
-	if a := c.look(given...).Containers[0].Overdue; a == nil || a.Took < 600*time.Millisecond {
+	if a := c.look(given...).Containers[0].Overdue; a == nil || a.Took < 400*time.Millisecond {
 		t.Errorf("one of them is left: %+v", a)
+	}
+}
+
+// TestManySweepsReadNoMore: of a costly container one sweep after the other reads as much as
+// fewer sweeps in the same time would.
+func TestManySweepsReadNoMore(t *testing.T) {
+	c := clock(t, proc.Options{Time: 600 * time.Millisecond, LeadersOnly: true})
+	given := c.look(c.crowd(idA, 16*time.Millisecond, 100, 180)).Containers
+	for range 5 {
+		c.uptime -= 14 // a second after the last one
+		given = c.look(given...).Containers
+		if a := given[0].Overdue; a == nil || a.Took > time.Second/33+16*time.Millisecond {
+			t.Errorf("it took %+v", a)
+		}
 	}
 }
 

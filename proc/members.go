@@ -556,13 +556,12 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 	if err != nil {
 		return nil, 0, err
 	}
-	within, err := m.within(g, pids)
+	before, err := m.within(g)
 	if err != nil {
 		return nil, 0, err
 	}
 	var read []drift.Process
 	var failures []failure
-	zombies := 0
 	queue := queue{pids: pids}
 	for {
 		if ctx.Err() != nil {
@@ -572,24 +571,31 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 		if !ok {
 			break
 		}
-		if !within[pid] {
+		if !before(pid) {
 			continue
 		}
 		p, _, err := m.reader.explained(&l, &g.container, pid)
 		m.owe(g, l.uptime, m.reader.spent(pid))
 		switch {
-		case errors.Is(err, errSkip):
-			zombies++
-			delete(within, pid) // there, and nothing to be read of it
+		case errors.Is(err, errSkip): // there, and nothing to be read of it
 		case err != nil:
 			failures = append(failures, failure{pid, err})
 		default:
 			read = append(read, p)
 		}
 	}
-	still, err := m.within(g, pids)
+	after, err := m.within(g)
 	if err != nil {
 		return nil, 0, err
+	}
+	still := make(map[int]bool, len(pids))
+	for _, pid := range queue.pids {
+		still[pid] = m.asked != nil || after(pid) // the next call of Changes asks those that wait
+	}
+	for _, pid := range pids {
+		if _, waits := still[pid]; !waits {
+			still[pid] = after(pid)
+		}
 	}
 	read = slices.DeleteFunc(read, func(p drift.Process) bool { return !still[p.PID] })
 	failures = slices.DeleteFunc(failures, func(f failure) bool { return !still[f.pid] })
@@ -662,14 +668,10 @@ func (m *Members) mainHierarchy() hierarchy {
 	return m.tree.hierarchies[0]
 }
 
-// within tells which of the processes are in a container now.
-func (m *Members) within(g *member, pids []int) (map[int]bool, error) {
-	in := make(map[int]bool, len(pids))
+// within returns what tells whether a process is in a container now.
+func (m *Members) within(g *member) (func(pid int) bool, error) {
 	if m.asked != nil {
-		for _, pid := range pids {
-			in[pid] = m.owner(m.asked.cgroupOf(m.reader, pid)) == g
-		}
-		return in, nil
+		return func(pid int) bool { return m.owner(m.asked.cgroupOf(m.reader, pid)) == g }, nil
 	}
 	var list []int
 	var failed error
@@ -688,8 +690,5 @@ func (m *Members) within(g *member, pids []int) (map[int]bool, error) {
 		return nil, fmt.Errorf("container %s: %w", g.id, err)
 	}
 	slices.Sort(list)
-	for _, pid := range pids {
-		in[pid] = has(list, pid)
-	}
-	return in, nil
+	return func(pid int) bool { return has(list, pid) }, nil
 }

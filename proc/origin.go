@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 
@@ -23,6 +24,7 @@ type origins struct {
 
 	learn   sync.Once
 	byMount map[int]string // by the id of a mount of its first process: container
+	shared  map[int]bool   // mounts that first processes of several containers have
 	// byPIDs is by the pid namespace of its first process, where it may be read: container, ""
 	// where it is of several or of the node.
 	byPIDs    map[uint64]string
@@ -35,7 +37,10 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 	o.learn.Do(func() {
 		o.byMount, o.byStarter, o.pods = make(map[int]string), make(map[int][]string), make(map[string]drift.Pod)
 		o.byPIDs = map[uint64]string{r.inode("1/ns/pid"): ""}
+		o.shared = make(map[int]bool)
+		joins := make(map[string]bool) // containers that may enter others' mount namespaces
 		for _, c := range o.containers {
+			joins[c.ID] = c.Declared.OCI == nil || c.Declared.OCI.Ceiling().Has(capSysAdmin)
 			if c.Pod != nil {
 				o.pods[c.ID] = *c.Pod
 			}
@@ -43,7 +48,12 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 				continue
 			}
 			for _, id := range parseMounts(r.mountText(c.InitPID)) {
-				if id != nodeMount {
+				if id == nodeMount {
+					continue
+				}
+				other := o.byMount[id]
+				o.shared[id] = other != ""
+				if other == "" || joins[other] && !joins[c.ID] { // they are its who cannot have joined; setns(2)
 					o.byMount[id] = c.ID
 				}
 			}
@@ -155,10 +165,12 @@ func (r *reader) origin(l *look, c *drift.Container, p *drift.Process) (lineage 
 		}
 		next = parent
 	}
-	if of := known.byMount[lineage.Mount]; of != "" {
+	of := known.byMount[lineage.Mount]
+	if of != "" && !known.shared[lineage.Mount] {
 		lineage.Origin = of // more than who adopted it says
-	} else if lineage.Origin == "" {
-		lineage.Origin = known.byParent(c, lineage)
+	}
+	if lineage.Origin == "" {
+		lineage.Origin = cmp.Or(known.byParent(c, lineage), of)
 	}
 	l.evidence(r, p.PID, lineage)
 	return lineage, forked

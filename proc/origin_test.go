@@ -156,6 +156,31 @@ func origin(p drift.Process) string {
 	return text
 }
 
+// TestSharedMountsTellNobodyApart: a container that may enter others' mount namespaces is in
+// that of A. An intruder in A, and one who joined those mounts from the node, are A's.
+func TestSharedMountsTellNobodyApart(t *testing.T) {
+	session := "/user.slice/session-7.scope"
+	for _, first := range []int{0, 1} {
+		p, containers := twoPods(t)
+		p.cgroup("kubepods/podA/"+idA, 100, 101)
+		p.cgroup("kubepods/podB/"+idB, 200)
+		p.person(person{pid: 200, parent: 81, name: "app", cgroup: "/kubepods/podB/" + idB, mount: mountA, inner: 1})
+		p.person(person{pid: 101, parent: 80, name: "x", cgroup: "/kubepods/podA/" + idA, mount: mountA, inner: 2, everything: true})
+		p.person(person{pid: 50, parent: 1, name: "x", cgroup: session, mount: mountA, everything: true})
+		containers[1].Declared.OCI.Bounding |= 1 << 21
+		var got []string
+		for _, c := range p.sweep(proc.Options{}, containers[first], containers[1-first]).Containers {
+			for _, p := range c.Processes {
+				got = append(got, fmt.Sprintf("%s %d", c.Pod.Name, p.PID))
+			}
+		}
+		slices.Sort(got)
+		if want := []string{"podA 100", "podA 101", "podA 50", "podB 200"}; !slices.Equal(got, want) {
+			t.Errorf("read %q, want %q", got, want)
+		}
+	}
+}
+
 // TestGiveBack: who is in another container's cgroup is with the one that it came from.
 func TestGiveBack(t *testing.T) {
 	for name, row := range map[string]struct {

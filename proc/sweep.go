@@ -118,6 +118,7 @@ type sweep struct {
 	groups      []*group                             // the given ones first
 	others      *group                               // the processes that no group claims
 	all         []int                                // every process of the node
+	asked       map[string][]int                     // them by the cgroups that they told, where lists of cgroups hold other numbers
 	claims      map[int]*group                       // by pid
 
 	findRoot      sync.Once
@@ -301,17 +302,39 @@ func (s *sweep) blind(what, why string) {
 
 // gather lists the processes of every group, and all processes of the node.
 func (s *sweep) gather() error {
-	var failed error
-	err := s.parallel(1+len(s.groups), func(r *reader, i int) {
-		if i == 0 {
-			s.all, failed = r.allPIDs()
-			return
+	var err error
+	if s.all, err = s.readers[0].allPIDs(); err != nil {
+		return err
+	}
+	if s.look.foreign {
+		if err := s.ask(); err != nil {
+			return err
 		}
-		g := s.groups[i-1]
+	}
+	return s.parallel(len(s.groups), func(r *reader, i int) {
+		g := s.groups[i]
 		g.used = s.used(r, g)
 		g.pids, g.decoys, g.problems = s.list(r, g)
 	})
-	return cmp.Or(err, failed)
+}
+
+// ask has each process of the node tell its cgroup.
+func (s *sweep) ask() error {
+	cgroups := make([]string, len(s.all))
+	err := s.parallel(len(s.all), func(r *reader, i int) { cgroups[i] = s.cgroupOf(r, s.all[i]) })
+	s.asked = make(map[string][]int)
+	for i, cgroup := range cgroups {
+		s.asked[cgroup] = append(s.asked[cgroup], s.all[i])
+	}
+	return err
+}
+
+// has reports whether a cgroup is one of the group's.
+func (g *group) has(cgroup string) bool {
+	if g.alone || g.scattered {
+		return cgroup == g.root
+	}
+	return below(cgroup, g.root)
 }
 
 // list returns the pids in a group's cgroups in their order, the cgroups below
@@ -328,7 +351,7 @@ func (s *sweep) list(r *reader, g *group) (pids []int, decoys, problems []string
 			decoys = append(decoys, dir)
 		}
 		if s.look.foreign {
-			return !g.alone // what it lists are other numbers
+			return !g.alone
 		}
 		var n int
 		var err error
@@ -338,6 +361,11 @@ func (s *sweep) list(r *reader, g *group) (pids []int, decoys, problems []string
 		zeros += n
 		return !g.alone
 	})
+	for cgroup, told := range s.asked {
+		if g.has(cgroup) {
+			pids = append(pids, told...)
+		}
+	}
 	if cut {
 		problems = append(problems, fmt.Sprintf("its cgroup holds more than %d others or is deeper than %d levels", maxInContainer, maxDepth))
 	}
@@ -631,8 +659,7 @@ func (s *sweep) take(g *group, pid int, p *drift.Process, born birth, err error)
 // there is none.
 func (s *sweep) lister(cgroup string) (inner *group) {
 	for _, g := range s.groups {
-		whole := !g.alone && !g.scattered && below(cgroup, g.root)
-		if g.root != "" && (whole || cgroup == g.root) && (inner == nil || len(g.root) > len(inner.root)) {
+		if g.root != "" && g.has(cgroup) && (inner == nil || len(g.root) > len(inner.root)) {
 			inner = g
 		}
 	}
@@ -662,17 +689,20 @@ func (s *sweep) verify() error {
 	left := make([][]drift.Process, len(s.groups))
 	err := s.parallel(len(s.groups), func(r *reader, i int) {
 		g := s.groups[i]
-		if s.look.foreign || g.scattered || g.silent || !g.unknown && len(g.failures) == 0 {
+		if g.scattered || g.silent || !g.unknown && len(g.failures) == 0 {
 			return
 		}
-		listed, _, problems := s.list(r, g)
-		if len(problems) > 0 {
-			if len(g.problems) == 0 {
-				g.problems = problems
+		still := func(pid int) bool { return g.has(s.cgroupOf(r, pid)) }
+		if !s.look.foreign {
+			listed, _, problems := s.list(r, g)
+			if len(problems) > 0 {
+				if len(g.problems) == 0 {
+					g.problems = problems
+				}
+				return // who is missing in half a list may be in the other half
 			}
-			return // who is missing in half a list may be in the other half
+			still = func(pid int) bool { return has(listed, pid) }
 		}
-		still := func(pid int) bool { _, ok := slices.BinarySearch(listed, pid); return ok }
 		before := len(g.processes) + len(g.failures)
 		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool {
 			gone := p.Elsewhere == "" && !still(p.PID)

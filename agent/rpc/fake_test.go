@@ -292,6 +292,12 @@ func (g gather) container(id string, processes int) drift.Container {
 			HostUsers: maybe(g, g.truth()), RuntimeClass: g.word(), Source: g.word(),
 			SeccompProfile: maybe(g, g.word()), ReadOnlyRootFilesystem: maybe(g, g.truth()),
 			PodLevel: drift.PodLevel{RunAsUser: maybe(g, g.Int64()), RunAsNonRoot: maybe(g, g.truth()), SeccompProfile: maybe(g, g.word())},
+			PodFields: maybe(g, drift.PodFields{
+				HostNetwork: g.truth(), HostPID: g.truth(), HostIPC: g.truth(), OS: g.word(), VolumeTypes: g.words(), Sysctls: g.words(),
+				HostPorts: pick(g, []int64{}, []int64{80, g.Int64()}), ProbeHosts: g.words(), ProcMount: maybe(g, g.word()), WindowsHostProcess: g.truth(),
+				AppArmorProfiles: g.words(), AppArmorAnnotations: g.words(), SeccompAnnotations: g.words(),
+				SELinuxTypes: g.words(), SELinuxUsers: g.words(), SELinuxRoles: g.words(),
+			}),
 		}),
 		CRI: maybe(g, drift.CRI{
 			Add: g.words(), Drop: g.words(), AddAmbient: g.words(), Privileged: g.truth(), NoNewPrivileges: g.truth(),

@@ -143,7 +143,7 @@ func FromProtoContainer(m *v1.Container) (drift.Container, error) {
 			Role: drift.Role(pod.Role), Add: list(pod.Add), Drop: list(pod.Drop), Privileged: pod.Privileged,
 			AllowPrivilegeEscalation: pod.AllowPrivilegeEscalation, RunAsUser: pod.RunAsUser, RunAsNonRoot: pod.RunAsNonRoot,
 			HostUsers: pod.HostUsers, RuntimeClass: pod.RuntimeClass, Source: pod.Source,
-			SeccompProfile: pod.SeccompProfile, ReadOnlyRootFilesystem: pod.ReadOnlyRootFilesystem,
+			SeccompProfile: pod.SeccompProfile, ReadOnlyRootFilesystem: pod.ReadOnlyRootFilesystem, PodFields: fromFields(pod.Fields),
 		}
 		if level := pod.PodLevel; level != nil {
 			container.Declared.Pod.PodLevel = drift.PodLevel{
@@ -172,6 +172,18 @@ func FromProtoContainer(m *v1.Container) (drift.Container, error) {
 		container.Processes = append(container.Processes, process)
 	}
 	return container, nil
+}
+
+func fromFields(m *v1.PodFields) *drift.PodFields {
+	if m == nil {
+		return nil
+	}
+	return &drift.PodFields{
+		HostNetwork: m.HostNetwork, HostPID: m.HostPid, HostIPC: m.HostIpc, OS: m.Os, VolumeTypes: list(m.VolumeTypes), Sysctls: list(m.Sysctls),
+		HostPorts: append([]int64{}, m.HostPorts...), ProbeHosts: list(m.ProbeHosts), ProcMount: m.ProcMount, WindowsHostProcess: m.WindowsHostProcess,
+		AppArmorProfiles: list(m.AppArmorProfiles), AppArmorAnnotations: list(m.AppArmorAnnotations), SeccompAnnotations: list(m.SeccompAnnotations),
+		SELinuxTypes: list(m.SeLinuxTypes), SELinuxUsers: list(m.SeLinuxUsers), SELinuxRoles: list(m.SeLinuxRoles),
+	}
 }
 
 func fromOCI(m *v1.OciSecurity) (*drift.OCI, error) {

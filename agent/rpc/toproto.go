@@ -125,6 +125,7 @@ func headOf(c drift.Container) *v1.Container {
 			PodLevel: &v1.PodLevel{
 				RunAsUser: pod.PodLevel.RunAsUser, RunAsNonRoot: pod.PodLevel.RunAsNonRoot, SeccompProfile: maybeText(pod.PodLevel.SeccompProfile),
 			},
+			Fields: toFields(pod.PodFields),
 		}
 	}
 	if cri := c.Declared.CRI; cri != nil {
@@ -135,6 +136,18 @@ func headOf(c drift.Container) *v1.Container {
 		}
 	}
 	return container
+}
+
+func toFields(f *drift.PodFields) *v1.PodFields {
+	if f == nil {
+		return nil
+	}
+	return &v1.PodFields{
+		HostNetwork: f.HostNetwork, HostPid: f.HostPID, HostIpc: f.HostIPC, Os: text(f.OS), VolumeTypes: texts(f.VolumeTypes), Sysctls: texts(f.Sysctls),
+		HostPorts: f.HostPorts, ProbeHosts: texts(f.ProbeHosts), ProcMount: maybeText(f.ProcMount), WindowsHostProcess: f.WindowsHostProcess,
+		AppArmorProfiles: texts(f.AppArmorProfiles), AppArmorAnnotations: texts(f.AppArmorAnnotations), SeccompAnnotations: texts(f.SeccompAnnotations),
+		SeLinuxTypes: texts(f.SELinuxTypes), SeLinuxUsers: texts(f.SELinuxUsers), SeLinuxRoles: texts(f.SELinuxRoles),
+	}
 }
 
 func toOCI(oci *drift.OCI) *v1.OciSecurity {

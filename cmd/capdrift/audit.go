@@ -133,6 +133,9 @@ func (o *auditOptions) validate(cmd *cobra.Command) error {
 	if err := (&outputOptions{format: "table", color: o.output.color}).validate(); err != nil {
 		return err
 	}
+	if err := o.packs.validate(); err != nil {
+		return err
+	}
 	return o.matching.validate()
 }
 
@@ -178,7 +181,7 @@ func (a audit) onPaper() bool { return a.places != nil }
 
 // run audits, prints, and turns what fails into the exit status.
 func (o *auditOptions) run(cmd *cobra.Command) error {
-	rules, err := o.policy()
+	rules, err := o.policy(cmd)
 	if err != nil {
 		return printableError(err)
 	}
@@ -228,16 +231,16 @@ func driftOf(findings []drift.Finding) []drift.Finding {
 }
 
 // policy reads what --pack and --exceptions name.
-func (o *auditOptions) policy() (*policy.Policy, error) {
-	packs, err := o.packs.choose()
-	if err != nil {
-		return nil, err
-	}
+func (o *auditOptions) policy(cmd *cobra.Command) (*policy.Policy, error) {
 	exceptions, err := readExceptions(o.exceptions)
 	if err != nil {
 		return nil, err
 	}
-	return policy.Compile(packs, exceptions)
+	ask := o.pods.version()
+	if o.fleet != nil {
+		ask = o.fleet.version
+	}
+	return o.packs.compile(cmd.Context(), cmd.ErrOrStderr(), exceptions, ask)
 }
 
 // judge holds what the filter keeps of the report against the policy. A container
@@ -359,7 +362,14 @@ func (o *auditOptions) declared(cmd *cobra.Command, a *audit) {
 		places[c.ID] = manifestPlace{m.File, m.Document, line, m.Kind, m.Path}
 		report.Containers = append(report.Containers, c)
 	}
+	left := leftOutOf(manifests, unread)
+	if !slices.ContainsFunc(a.rules.Packs(), func(pack policy.Pack) bool { return !pack.Windows }) {
+		manifests.Objects, left.Skipped = append(manifests.Objects, manifests.Windows...), slices.DeleteFunc(left.Skipped, func(s skipped) bool { return s.Windows })
+	}
 	for _, m := range manifests.Objects {
+		if len(m.Refused) > 0 {
+			continue // it is in what is left out
+		}
 		if m.Raw != nil {
 			name, layer, err := decodeContainerConfig(m)
 			if err != nil {
@@ -373,7 +383,7 @@ func (o *auditOptions) declared(cmd *cobra.Command, a *audit) {
 			add(m, c.Name, m.Lines[i], drift.Declared{Pod: &c.Security})
 		}
 	}
-	a.report, a.places, a.unread, a.left = report, places, unread, leftOutOf(manifests, unread)
+	a.report, a.places, a.unread, a.left = report, places, unread, left
 }
 
 // write prints the audit in the format that was asked for.

@@ -22,9 +22,10 @@ type (
 		Node       *drift.Node     `json:"node"` // nil where manifests were judged
 		Runtime    *drift.Runtime  `json:"runtime"`
 		TakenAt    time.Time       `json:"takenAt"`
-		Coverage   *drift.Coverage `json:"coverage"` // nil where manifests were judged
-		Skipped    []skipped       `json:"skipped"`  // of manifests
-		Unjudged   []notJudged     `json:"unjudged"` // of manifests
+		Coverage   *drift.Coverage `json:"coverage"`   // nil where manifests were judged
+		Skipped    []skipped       `json:"skipped"`    // of manifests
+		Unjudged   []notJudged     `json:"unjudged"`   // of manifests
+		PSSVersion string          `json:"pssVersion"` // of Kubernetes, by which the Pod Security Standards were judged
 		Packs      []packForm      `json:"packs"`
 		Rules      []ruleForm      `json:"rules"`
 		Containers []judgedForm    `json:"containers"`
@@ -95,7 +96,7 @@ type (
 // head is the published form without what is many.
 func (a audit) head() auditForm {
 	form := auditForm{
-		Schema: auditSchema, TakenAt: a.report.TakenAt, Skipped: []skipped{}, Unjudged: []notJudged{}, Packs: []packForm{}, Rules: []ruleForm{}, Containers: []judgedForm{},
+		Schema: auditSchema, TakenAt: a.report.TakenAt, PSSVersion: a.rules.Version().String(), Skipped: []skipped{}, Unjudged: []notJudged{}, Packs: []packForm{}, Rules: []ruleForm{}, Containers: []judgedForm{},
 		Results: []resultForm{}, Findings: []exceptedForm{}, Controls: []controlForm{}, Exceptions: []exceptionForm{},
 	}
 	if !a.onPaper() {
@@ -183,10 +184,11 @@ func writeAuditLines(w io.Writer, a audit) error {
 		Coverage   *drift.Coverage `json:"coverage"`
 		Skipped    []skipped       `json:"skipped"`
 		Unjudged   []notJudged     `json:"unjudged"`
+		PSSVersion string          `json:"pssVersion"`
 		Packs      []packForm      `json:"packs"`
 		Controls   []controlForm   `json:"controls"`
 		Exceptions []exceptionForm `json:"exceptions"`
-	}{line{auditSchema, "audit"}, head.Node, head.Runtime, head.TakenAt, head.Coverage, head.Skipped, head.Unjudged, head.Packs, head.Controls, head.Exceptions})
+	}{line{auditSchema, "audit"}, head.Node, head.Runtime, head.TakenAt, head.Coverage, head.Skipped, head.Unjudged, head.PSSVersion, head.Packs, head.Controls, head.Exceptions})
 	for i := 0; err == nil && i < len(a.Results); i++ {
 		err = encoder.Encode(struct {
 			line
@@ -204,7 +206,7 @@ func writeAuditLines(w io.Writer, a audit) error {
 }
 
 // auditColumns head the rows: one a result, then one a finding, then one each for
-// what of manifests was not judged.
+// what of manifests was not judged, and for what a pack does not judge.
 var auditColumns = []string{
 	"node", "takenAt", "type", "id", "severity", "pack", "rule", "title", "namespace", "pod", "container", "containerId", "image", "source",
 	"declared", "actual", "disagrees", "exception", "capabilities", "pids", "declaredBecause", "actualBecause", "controls", "incident",
@@ -254,6 +256,12 @@ func (a audit) leftRows() (rows [][]string) {
 	}
 	for _, u := range a.left.Unjudged {
 		row("unjudged", u.String(), u.Namespace, u.Name, placeText(u.File, u.Line))
+	}
+	for _, pack := range a.rules.Packs() {
+		for _, text := range pack.NotJudged {
+			row("notJudged", text, "", "", "")
+			rows[len(rows)-1][5] = pack.Name
+		}
 	}
 	return rows
 }

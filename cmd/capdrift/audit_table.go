@@ -31,6 +31,9 @@ func (t auditTable) write(w io.Writer, a audit) error {
 			names = append(names, pack.Name)
 		}
 		fmt.Fprintf(&out, "%s judged by %s of %s.\n", many(a.containers(), "container"), many(len(a.rules.Rules()), "rule"), strings.Join(names, ", "))
+		if a.rules.ByVersion() {
+			fmt.Fprintf(&out, "The Pod Security Standards are those of Kubernetes %s.\n", a.rules.Version())
+		}
 	}
 	var disagreeing, failing, accepted []policy.Result
 	for _, r := range a.Results {
@@ -68,6 +71,11 @@ func (t auditTable) write(w io.Writer, a audit) error {
 	driftBeside(&out, a)
 	unknown(&out, a)
 	a.left.paragraphs(&out)
+	for _, pack := range a.rules.Packs() {
+		if len(pack.NotJudged) > 0 {
+			paragraph(&out, "", fmt.Sprintf("Not judged by %s: %s", pack.Name, printable(strings.Join(pack.NotJudged, " "))))
+		}
+	}
 	if a.onPaper() {
 		fmt.Fprintln(&out, "Judged on paper alone: no node was looked at, and what the kernel will hold is unknown.")
 	}

@@ -62,6 +62,7 @@ type assumeConfig struct {
 type policyConfig struct {
 	Packs      []string `json:"packs"`
 	Exceptions []string `json:"exceptions"`
+	PSSVersion string   `json:"pssVersion"` // "" for the latest that is known
 }
 
 type apiConfig struct {
@@ -177,6 +178,11 @@ func (c config) validate() error {
 			if slices.Contains(names[:i], name) {
 				return fmt.Errorf("%s: %q is there twice", key, name)
 			}
+		}
+	}
+	if version := c.Policy.PSSVersion; version != "" {
+		if _, err := policy.ParseVersion(version); err != nil {
+			return fmt.Errorf("policy.pssVersion: %w", err)
 		}
 	}
 	for _, name := range c.Policy.Packs {

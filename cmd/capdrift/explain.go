@@ -97,7 +97,7 @@ func (o *explainOptions) validate(names []string) (asked capdecode.Set, err erro
 }
 
 func (o *explainOptions) run(cmd *cobra.Command, target string, asked capdecode.Set) error {
-	packs, err := o.packs.choose()
+	rules, err := o.packs.asked(cmd, o.pods.version())
 	if err != nil {
 		return printableError(err)
 	}
@@ -111,10 +111,8 @@ func (o *explainOptions) run(cmd *cobra.Command, target string, asked capdecode.
 		return err
 	}
 	page := explained(report, c, p, asked, host)
-	if len(o.packs.packs) > 0 {
-		if page.Policy, err = viewOf(report, c, packs); err != nil {
-			return printableError(err)
-		}
+	if rules != nil {
+		page.Policy = viewOf(report, c, rules)
 	}
 	w := cmd.OutOrStdout()
 	switch o.format {

@@ -134,6 +134,16 @@ func (o *fleetOptions) open(ctx context.Context, nodes []string) (*fleet, error)
 
 func (f *fleet) close() { f.cluster.Close() }
 
+// version asks for the cluster's version.
+func (o *fleetOptions) version(ctx context.Context) (int, error) {
+	cluster, err := kube.NewCluster(o.kube.loader())
+	if err != nil {
+		return 0, err
+	}
+	defer cluster.Close()
+	return cluster.Version(ctx)
+}
+
 // find fills the members: the nodes that are named, or all.
 func (f *fleet) find(ctx context.Context, nodes []string) error {
 	one := ""

@@ -110,7 +110,7 @@ func (o *explainFleetOptions) validate(args []string) (asked capdecode.Set, err 
 }
 
 func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdecode.Set) error {
-	packs, err := o.packs.choose()
+	rules, err := o.packs.asked(cmd, o.fleet.version)
 	if err != nil {
 		return printableError(err)
 	}
@@ -150,10 +150,7 @@ func (o *explainFleetOptions) run(cmd *cobra.Command, named string, asked capdec
 			if pod.Node != r.node {
 				continue // whatever this agent says of it
 			}
-			its, err := o.pages(r.said, pod, asked, packs)
-			if err != nil {
-				return err
-			}
+			its := o.pages(r.said, pod, asked, rules)
 			if answers[i].said = append(answers[i].said, its...); len(its) == 0 {
 				unseen = append(unseen, fmt.Sprintf("the agent of %s sees no %s of %s", printable(r.node), which, printable(pod.Namespace+"/"+pod.Name)))
 			}
@@ -209,22 +206,20 @@ func (o *explainFleetOptions) pods(ctx context.Context, named string) ([]kube.Po
 }
 
 // pages explains the containers of a pod.
-func (o *explainFleetOptions) pages(report drift.Report, pod kube.PodRef, asked capdecode.Set, packs []policy.Pack) (pages []page, err error) {
+func (o *explainFleetOptions) pages(report drift.Report, pod kube.PodRef, asked capdecode.Set, rules *policy.Policy) (pages []page) {
 	for _, c := range report.Containers {
 		its := !c.Sandbox && c.Pod != nil && (o.container == "" || c.Name == o.container) && pod.Namespace == c.Pod.Namespace && pod.Name == c.Pod.Name
 		if !its {
 			continue
 		}
 		one := explained(report, c, firstOf(c), asked, nil)
-		if len(o.packs.packs) > 0 {
-			if one.Policy, err = viewOf(report, c, packs); err != nil {
-				return nil, printableError(err)
-			}
+		if rules != nil {
+			one.Policy = viewOf(report, c, rules)
 		}
 		pages = append(pages, one)
 	}
 	slices.SortFunc(pages, func(a, b page) int { return strings.Compare(a.Container.Name, b.Container.Name) })
-	return pages, nil
+	return pages
 }
 
 func (o *explainFleetOptions) write(cmd *cobra.Command, f *fleet, answers []answered[[]page]) error {

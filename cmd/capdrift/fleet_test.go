@@ -30,7 +30,7 @@ type cluster struct {
 // place on the others.
 func newCluster(t *testing.T, nodes map[string]*told) *cluster {
 	t.Helper()
-	c := &cluster{Cluster: &fake.Cluster{Forbidden: map[string]bool{}, Hang: map[string]chan struct{}{}}, sockets: make(map[string]string)}
+	c := &cluster{Cluster: &fake.Cluster{Minor: "34+", Forbidden: map[string]bool{}, Hang: map[string]chan struct{}{}}, sockets: make(map[string]string)}
 	c.Dial = func(_, pod string, port int) (net.Conn, error) {
 		path, there := c.sockets[pod]
 		if !there || port != 9443 {

@@ -83,6 +83,15 @@ func (a audit) junit() junitSuites {
 	if unseen.Tests > 0 {
 		suites.add(unseen)
 	}
+	beyond := a.suite("not judged")
+	for _, pack := range a.rules.Packs() {
+		for _, text := range pack.NotJudged {
+			beyond.add(junitCase{ClassName: "notJudged." + printable(pack.Name), Name: printable(text), Skipped: &junitOutcome{Message: "not judged by " + printable(pack.Name)}})
+		}
+	}
+	if beyond.Tests > 0 {
+		suites.add(beyond)
+	}
 	return suites
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,14 +14,69 @@ import (
 	"github.com/capdrift/capdrift/policy"
 )
 
-// packOptions is the flag --pack: which rules are asked for.
-type packOptions struct{ packs []string }
+// packOptions are the flags --pack and --pss-version: which rules are asked for, and by
+// which version of Kubernetes they judge.
+type packOptions struct {
+	packs   []string
+	version string // "" for the cluster's where it is known, else the latest
+}
 
 func (o *packOptions) addFlags(cmd *cobra.Command, what string) {
 	cmd.Flags().StringArrayVar(&o.packs, "pack", nil, what+"; may be repeated")
+	cmd.Flags().StringVar(&o.version, "pss-version", "", "judge by the Pod Security Standards of this version of Kubernetes: 1.34, or latest (default: the cluster's where an API server is asked, else latest)")
 	if err := cmd.RegisterFlagCompletionFunc("pack", completePacks); err != nil {
 		panic(err) // a flag of this name was just defined
 	}
+}
+
+// validate is about --pss-version; packs are read later.
+func (o *packOptions) validate() error {
+	if o.version == "" {
+		return nil
+	}
+	if _, err := policy.ParseVersion(o.version); err != nil {
+		return fmt.Errorf("--pss-version: %w", err)
+	}
+	return nil
+}
+
+// asked is the policy of what --pack names; nil where nothing is.
+func (o *packOptions) asked(cmd *cobra.Command, ask func(context.Context) (int, error)) (*policy.Policy, error) {
+	if len(o.packs) == 0 {
+		return nil, nil
+	}
+	return o.compile(cmd.Context(), cmd.ErrOrStderr(), nil, ask)
+}
+
+// compile makes a policy of what --pack names, and exceptions.
+func (o *packOptions) compile(ctx context.Context, warn io.Writer, exceptions []policy.Exception, ask func(context.Context) (int, error)) (*policy.Policy, error) {
+	packs, err := o.choose()
+	if err != nil {
+		return nil, err
+	}
+	rules, err := policy.Compile(packs, exceptions)
+	if err != nil {
+		return nil, err
+	}
+	return o.at(ctx, warn, rules, ask)
+}
+
+// at makes the policy judge by the version that was asked for, else by the cluster's,
+// which ask tells; nil for no cluster.
+func (o *packOptions) at(ctx context.Context, warn io.Writer, rules *policy.Policy, ask func(context.Context) (int, error)) (*policy.Policy, error) {
+	switch {
+	case o.version != "":
+		version, err := policy.ParseVersion(o.version)
+		return rules.At(version), err
+	case ask == nil || !rules.ByVersion():
+		return rules, nil
+	}
+	minor, err := ask(ctx)
+	if err != nil {
+		fmt.Fprintf(warn, "capdrift: warning: %s; judged by the Pod Security Standards of %s, the latest that are known (--pss-version says another)\n", printable(err.Error()), rules.Version())
+		return rules, nil
+	}
+	return rules.At(policy.Version(minor)), nil
 }
 
 // completePacks offers the packs that are built in, and files where none begins so.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -55,6 +56,16 @@ func (o *podOptions) validate() error {
 		return errors.New("--kubelet-token-file, --kubelet-ca-file and --kubelet-insecure are of a --kubelet")
 	}
 	return nil
+}
+
+// version is how to ask for the cluster's version; nil where no API server is asked.
+func (o *podOptions) version() func(context.Context) (int, error) {
+	if o.kubeconfig == "" {
+		return nil
+	}
+	return func(ctx context.Context) (int, error) {
+		return kube.ServerVersion(ctx, kube.APIServerOptions{Kubeconfig: o.kubeconfig, Context: o.context})
+	}
 }
 
 // open returns the source that was asked for and how to end it; nil for none.

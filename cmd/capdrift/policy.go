@@ -21,6 +21,7 @@ type (
 		Title       string     `json:"title"`
 		Description string     `json:"description,omitempty"`
 		References  []string   `json:"references,omitempty"`
+		NotJudged   []string   `json:"notJudged"`      // what of its subject no rule judges
 		File        string     `json:"file,omitempty"` // "" where it is built in
 		Rules       []ruleForm `json:"rules,omitempty"`
 	}
@@ -40,7 +41,7 @@ type (
 )
 
 func formOfPack(pack policy.Pack) packForm {
-	form := packForm{Name: pack.Name, Title: pack.Title, Description: pack.Description, References: pack.References}
+	form := packForm{Name: pack.Name, Title: pack.Title, Description: pack.Description, References: pack.References, NotJudged: listed(pack.NotJudged)}
 	if !isEmbedded(pack) {
 		form.File = pack.File
 	}
@@ -259,6 +260,9 @@ func (o *policyOutput) show(w io.Writer, pack policy.Pack, rules []*policy.Rule)
 		if text != "" && len(rules) == len(pack.Rules) {
 			paragraph(&out, "  ", text)
 		}
+	}
+	if len(form.NotJudged) > 0 {
+		paragraph(&out, "  ", "Not judged: "+strings.Join(form.NotJudged, " "))
 	}
 	for _, rule := range form.Rules {
 		rule.write(&out)

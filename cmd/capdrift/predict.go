@@ -117,8 +117,8 @@ What else no manifest tells is assumed, and said; --assume KEY=VALUE states it:
 LIST is of names in any spelling (NET_ADMIN,cap_net_raw, ALL), HEX as in /proc/PID/status.
 
 With --fail-on a container that the API server, the kubelet or the runtime refuses counts as
-a finding of severity ` + refusedAs.String() + `: it never runs. What of a custom resource was not understood
-lets nothing pass.
+a finding of severity ` + refusedAs.String() + `: it never runs. What the API server refuses, and what of a
+custom resource was not understood, lets nothing pass.
 
 Exit status: 0 done, 1 could not do it (a document that cannot be read too; the others are
 still predicted), or --fail-on could not be told, 2 wrong usage, 3 findings at or above --fail-on.`,
@@ -207,6 +207,7 @@ func (o *predictOptions) run(cmd *cobra.Command) error {
 		f.Containers = append(f.Containers, containers...)
 		err = errors.Join(err, err2)
 	}
+	refused := len(slices.DeleteFunc(slices.Clone(manifests.Objects), func(m kube.Manifest) bool { return m.Refused == nil }))
 	left := leftOutOf(manifests, err)
 	f.Skipped, f.Unjudged = left.Skipped, left.Unjudged
 	if len(f.Containers) > 0 || o.output.format != "table" {
@@ -222,6 +223,8 @@ func (o *predictOptions) run(cmd *cobra.Command) error {
 		return left.nothing("predict", o.files)
 	case o.failOn != "" && worst >= severityOf(o.failOn):
 		return findingsError{fmt.Errorf("there are findings of severity %s, at or above --fail-on=%s", worst, o.failOn)}
+	case o.failOn != "" && refused > 0:
+		return fmt.Errorf("nothing is at or above --fail-on=%s, but the API server refuses %s, and what never runs is not passed", o.failOn, many(refused, "object"))
 	case o.failOn != "" && left.unknown() != "":
 		return fmt.Errorf("nothing is known to be at or above --fail-on=%s, but %s could not be judged, and what is unknown is not passed", o.failOn, left.unknown())
 	}
@@ -282,6 +285,7 @@ func readManifests(cmd *cobra.Command, names []string) (all kube.Manifests, err 
 func readInto(all *kube.Manifests, from io.Reader, name string) error {
 	m, err := kube.ReadManifests(from, name)
 	all.Objects = append(all.Objects, m.Objects...)
+	all.Windows = append(all.Windows, m.Windows...)
 	all.Skipped = append(all.Skipped, m.Skipped...)
 	all.Unjudged = append(all.Unjudged, m.Unjudged...)
 	all.MoreUnjudged += m.MoreUnjudged
@@ -354,15 +358,16 @@ func (f forecast) foresee(m kube.Manifest, runtimes []string, imageUser *uint32)
 			return nil, err
 		}
 		one.Container = name
-		f.predict(&one, nil, layer, runtimes, imageUser)
+		f.predict(&one, nil, layer, "", runtimes, imageUser)
 		return []foreseen{one}, nil
 	}
 	var containers []foreseen
 	for i, c := range m.Pod.Containers {
 		one, security := one, c.Security
 		one.Line = m.Lines[i]
+		security.PodFields = nil // they decide nothing that is predicted
 		one.Container, one.Role = c.Name, security.Role
-		f.predict(&one, &security, drift.Kubelet(security), runtimes, imageUser)
+		f.predict(&one, &security, drift.Kubelet(security), refusedBy(m), runtimes, imageUser)
 		containers = append(containers, one)
 	}
 	return containers, nil
@@ -386,8 +391,24 @@ func decodeContainerConfig(m kube.Manifest) (name string, layer drift.CRI, err e
 	return config.Metadata.Name, layer, nil
 }
 
-func (f forecast) predict(one *foreseen, pod *drift.PodSecurity, layer drift.CRI, runtimes []string, imageUser *uint32) {
+// refusedBy says what of the pod the API server refuses; "" for nothing.
+func refusedBy(m kube.Manifest) string {
+	var rules []string
+	for _, refusal := range m.Refused {
+		rules = append(rules, refusal.String())
+	}
+	if rules == nil {
+		return ""
+	}
+	return "the API server refuses it: " + strings.Join(rules, "; ")
+}
+
+func (f forecast) predict(one *foreseen, pod *drift.PodSecurity, layer drift.CRI, refused string, runtimes []string, imageUser *uint32) {
 	for _, runtime := range runtimes {
+		if refused != "" {
+			one.Predictions = append(one.Predictions, drift.Prediction{Runtime: runtime, Refused: refused, AtStart: []drift.Start{}, Findings: []drift.Finding{}})
+			continue
+		}
 		place := fmt.Sprintf("%s\x00%d\x00%s/%s/%s", one.Source, one.Document, one.Kind, one.Namespace, one.Name)
 		if one.Path != "" {
 			place += "\x00" + one.Path

@@ -33,9 +33,18 @@ func (t forecastTable) write(w io.Writer, f forecast) error {
 	if classes := f.runtimeClasses(); len(classes) > 0 {
 		paragraph(&out, "", fmt.Sprintf("Assumed too: that the handlers of these runtime classes are configured as the default one, and run containers on the node's own kernel: %s.", strings.Join(classes, ", ")))
 	}
-	leftOut{f.Skipped, f.Unjudged}.paragraphs(&out)
+	leftOut{Skipped: f.Skipped, Unjudged: f.unsaid()}.paragraphs(&out)
 	_, err := io.WriteString(w, out.String())
 	return err
+}
+
+// unsaid is what was left out, but for what is refused, of which the refusals tell.
+func (f forecast) unsaid() []notJudged {
+	return slices.DeleteFunc(slices.Clone(f.Unjudged), func(u notJudged) bool {
+		return u.refused && slices.ContainsFunc(f.Containers, func(c foreseen) bool {
+			return c.Source == u.File && c.Document == u.Document && c.Kind == u.Kind && c.Namespace == u.Namespace && c.Name == u.Name
+		})
+	})
 }
 
 // several tells whether more than one runtime was asked for.

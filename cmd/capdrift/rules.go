@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,7 +40,8 @@ func (c policyConfig) read() (agent.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ruling{compiled}, nil
+	compiled, err = (&packOptions{version: c.PSSVersion}).at(context.Background(), io.Discard, compiled, nil)
+	return ruling{compiled}, err
 }
 
 // files are those that the policy is read from.

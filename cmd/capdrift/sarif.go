@@ -117,8 +117,9 @@ func (a audit) sarif() sarifLog {
 		driver.Rules = append(driver.Rules, sarifOfRule(rule))
 	}
 	run := sarifRun{Invocations: []sarifInvocation{{ExecutionSuccessful: a.onPaper() && a.unread == nil || a.report.Runtime != nil}}, Results: []sarifResult{}}
+	run.Properties = map[string]any{"pssVersion": a.rules.Version().String()}
 	if !a.onPaper() {
-		run.Properties = map[string]any{"node": a.report.Node, "takenAt": a.report.TakenAt, "complete": a.report.Coverage.Complete}
+		run.Properties["node"], run.Properties["takenAt"], run.Properties["complete"] = a.report.Node, a.report.TakenAt, a.report.Coverage.Complete
 	}
 	for _, line := range a.unseen() {
 		run.Invocations[0].Notifications = append(run.Invocations[0].Notifications, sarifNotification{"error", sarifMessage(line)})
@@ -126,6 +127,11 @@ func (a audit) sarif() sarifLog {
 	for _, s := range a.left.Skipped {
 		text := sarifMessage(fmt.Sprintf("not looked into: %d %s", s.Count, s.Kind))
 		run.Invocations[0].Notifications = append(run.Invocations[0].Notifications, sarifNotification{"note", text})
+	}
+	for _, pack := range a.rules.Packs() {
+		for _, text := range pack.NotJudged {
+			run.Invocations[0].Notifications = append(run.Invocations[0].Notifications, sarifNotification{"note", sarifMessage("not judged by " + pack.Name + ": " + text)})
+		}
 	}
 	for _, r := range a.Results {
 		if r.Fails() || a.undecided(r) {

@@ -30,13 +30,36 @@ type notJudged struct {
 	Path      string `json:"path"` // of the part; "" for the whole
 	Reason    string `json:"reason"`
 
-	unread bool // it is a document that was not read, which is an error of its own
+	unread  bool // it is a document that was not read, which is an error of its own
+	refused bool // by the API server
 }
 
 // leftOut is what of manifests was not judged.
 type leftOut struct {
 	Skipped  []skipped   // by kind
 	Unjudged []notJudged // in the order in which they were read
+
+	refused int // objects that the API server refuses
+}
+
+// maxRefusedNamed bounds the refusals that are named.
+const maxRefusedNamed = 1_000
+
+// refuse adds what the API server refuses.
+func (l *leftOut) refuse(m kube.Manifest) {
+	if len(m.Refused) == 0 {
+		return
+	}
+	l.refused++
+	if l.refused > maxRefusedNamed {
+		return
+	}
+	for _, refusal := range m.Refused {
+		l.Unjudged = append(l.Unjudged, notJudged{
+			File: m.File, Document: m.Document, Line: refusal.Line, Kind: m.Kind, Namespace: m.Namespace, Name: m.Name, Path: refusal.Path,
+			Reason: "refused by the API server: " + refusal.Rule, refused: true,
+		})
+	}
 }
 
 // leftOutOf gathers what was not judged of manifests, and what could not be read.
@@ -54,7 +77,15 @@ func leftOutOf(all kube.Manifests, unread error) leftOut {
 	}
 	slices.SortFunc(out.Skipped, func(a, b skipped) int { return cmp.Compare(a.Kind, b.Kind) })
 	for _, u := range all.Unjudged {
-		out.Unjudged = append(out.Unjudged, notJudged{u.File, u.Document, u.Line, u.Kind, u.Namespace, u.Name, u.Path, u.Why, false})
+		out.Unjudged = append(out.Unjudged, notJudged{
+			File: u.File, Document: u.Document, Line: u.Line, Kind: u.Kind, Namespace: u.Namespace, Name: u.Name, Path: u.Path, Reason: u.Why,
+		})
+	}
+	for _, m := range slices.Concat(all.Objects, all.Windows) {
+		out.refuse(m)
+	}
+	if more := out.refused - maxRefusedNamed; more > 0 {
+		out.Unjudged = append(out.Unjudged, notJudged{Reason: fmt.Sprintf("%d more objects that the API server refuses, which are not named", more), refused: true})
 	}
 	if all.MoreUnjudged > 0 {
 		out.Unjudged = append(out.Unjudged, notJudged{Reason: fmt.Sprintf("%d more parts of custom resources, which are not named", all.MoreUnjudged)})
@@ -116,11 +147,19 @@ func (l leftOut) unknown() string {
 	if windows > 0 {
 		texts = append(texts, many(windows, "object")+" for Windows")
 	}
+	if l.refused > 0 {
+		texts = append(texts, many(l.refused, "object")+" that the API server refuses")
+	}
 	return strings.Join(texts, " and ")
 }
 
 // parts are those of custom resources.
 func (l leftOut) parts() []notJudged {
+	return slices.DeleteFunc(l.named(), func(u notJudged) bool { return u.refused })
+}
+
+// named are those that are no error of their own.
+func (l leftOut) named() []notJudged {
 	return slices.DeleteFunc(slices.Clone(l.Unjudged), func(u notJudged) bool { return u.unread })
 }
 
@@ -138,11 +177,14 @@ func (l leftOut) counts(custom bool) string {
 // nothing is an error for manifests without any container, and says what they have.
 func (l leftOut) nothing(todo string, names []string) error {
 	text := fmt.Sprintf("nothing to %s: there is no container in %s", todo, strings.Join(names, ", "))
+	if l.refused > 0 {
+		text = fmt.Sprintf("nothing to %s: there is no container in %s but of %s", todo, strings.Join(names, ", "), many(l.refused, "object")+" that the API server refuses")
+	}
 	if len(l.Skipped) > 0 {
 		text += fmt.Sprintf(" (skipped: %s)", strings.Trim(l.counts(false)+", "+l.counts(true), ", "))
 	}
 	errs := []error{errors.New(text)}
-	for _, u := range l.parts() {
+	for _, u := range l.named() {
 		errs = append(errs, errors.New("not judged: "+u.String()))
 	}
 	return printableError(errors.Join(errs...))
@@ -157,7 +199,7 @@ func (l leftOut) paragraphs(out *strings.Builder) {
 	if text := l.counts(true); text != "" {
 		paragraph(out, "", "Not looked into, though they may have pods made: "+text+".")
 	}
-	for _, u := range l.parts() {
+	for _, u := range l.named() {
 		paragraph(out, "", "Not judged: "+u.String()+".")
 	}
 }

@@ -26,14 +26,10 @@ type suggestion struct {
 	Unmet   []string `json:"unmet"` // rules that no securityContext found satisfies
 }
 
-// viewOf holds one container of a report against packs.
-func viewOf(report drift.Report, c drift.Container, packs []policy.Pack) (*policyView, error) {
-	rules, err := policy.Compile(packs, nil)
-	if err != nil {
-		return nil, err
-	}
+// viewOf holds one container of a report against rules.
+func viewOf(report drift.Report, c drift.Container, rules *policy.Policy) *policyView {
 	view := &policyView{Packs: []string{}, Failing: []resultForm{}, SecurityContext: suggest(report.Node, c, rules)}
-	for _, pack := range packs {
+	for _, pack := range rules.Packs() {
 		view.Packs = append(view.Packs, pack.Name)
 	}
 	report.Containers, report.Findings = []drift.Container{c}, nil
@@ -42,7 +38,7 @@ func viewOf(report drift.Report, c drift.Container, packs []policy.Pack) (*polic
 			view.Failing = append(view.Failing, formOfResult(r))
 		}
 	}
-	return view, nil
+	return view
 }
 
 // suggest begins with the strictest securityContext and gives back each capability
@@ -61,6 +57,12 @@ func suggest(node drift.Node, c drift.Container, rules *policy.Policy) suggestio
 	}
 	pod := drift.PodSecurity{
 		Role: drift.RoleContainer, Drop: []string{"ALL"}, AllowPrivilegeEscalation: new(false), RunAsNonRoot: true, SeccompProfile: new("RuntimeDefault"),
+		PodFields: &drift.PodFields{},
+	}
+	if untold := pod; c.Declared.Pod == nil || c.Declared.Pod.PodFields == nil {
+		if untold.PodFields = nil; len(unmet(node, c, rules, untold)) > len(unmet(node, c, rules, pod)) {
+			s.Guesses = append(s.Guesses, "its pod spec, which was not told, asks for no namespace, directory or port of the node and for nothing else that these rules forbid")
+		}
 	}
 	root := slices.Contains(users, 0)
 	if !root && len(users) == 1 {
@@ -112,6 +114,9 @@ func suggest(node drift.Node, c drift.Container, rules *policy.Policy) suggestio
 func unmet(node drift.Node, c drift.Container, rules *policy.Policy, pod drift.PodSecurity) []string {
 	if d := c.Declared.Pod; d != nil {
 		pod.Role, pod.HostUsers, pod.RuntimeClass = d.Role, d.HostUsers, d.RuntimeClass
+		if d.PodFields != nil {
+			pod.PodFields = d.PodFields
+		}
 	}
 	c.Declared, c.Processes = drift.Declared{Pod: &pod}, nil
 	ids := []string{}

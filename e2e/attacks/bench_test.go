@@ -4,6 +4,7 @@ package attacks
 
 import (
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -30,8 +31,8 @@ func BenchmarkToldUnderAttack(b *testing.B) {
 	for b.Loop() {
 		victim := s.attacked("victim", nil)
 		s.await("the victim is seen", func() bool {
-			_, _, status, err := s.ask("get", "container", victim.ID)
-			return err == nil && status == 0
+			stdout, _, _, err := s.ask("get", "containers", "-o", "jsonl") // 3 where one has findings
+			return err == nil && strings.Contains(stdout, victim.ID)
 		})
 		pid := s.intrude(victim, "name=debug", "ready", "sleep")
 		ready := time.Now()

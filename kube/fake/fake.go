@@ -58,6 +58,8 @@ type Cluster struct {
 	OnlySPDY bool
 	// Page is how many objects a list has at most; 0 for what is asked for.
 	Page int
+	// Minor is of the version that it says it is: "34", "34+"; "" for none that it tells.
+	Minor string
 	// Hang holds up every answer about a resource until it is closed.
 	Hang map[string]chan struct{}
 
@@ -179,6 +181,14 @@ func fail(w http.ResponseWriter, status int, reason, message string) {
 func (c *Cluster) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Authorization") != "Bearer "+Token {
 		fail(w, http.StatusUnauthorized, "Unauthorized", "Unauthorized")
+		return
+	}
+	if r.URL.Path == "/version" {
+		if c.Minor == "" {
+			fail(w, http.StatusNotFound, "NotFound", "no version")
+			return
+		}
+		_ = json.NewEncoder(w).Encode(Object{"major": "1", "minor": c.Minor, "gitVersion": "v1." + strings.Trim(c.Minor, "+") + ".2"})
 		return
 	}
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")

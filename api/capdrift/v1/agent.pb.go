@@ -591,7 +591,7 @@ func (x UserNamespace_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UserNamespace_Relation.Descriptor instead.
 func (UserNamespace_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48, 0}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{49, 0}
 }
 
 // GetNodeRequest asks for the node.
@@ -3538,7 +3538,10 @@ type PodSecurity struct {
 	ReadOnlyRootFilesystem *bool `protobuf:"varint,12,opt,name=read_only_root_filesystem,json=readOnlyRootFilesystem,proto3,oneof" json:"read_only_root_filesystem,omitempty"`
 	// What the pod's own securityContext says, whether or not the container says
 	// otherwise.
-	PodLevel      *PodLevel `protobuf:"bytes,13,opt,name=pod_level,json=podLevel,proto3" json:"pod_level,omitempty"`
+	PodLevel *PodLevel `protobuf:"bytes,13,opt,name=pod_level,json=podLevel,proto3" json:"pod_level,omitempty"`
+	// What decides no capability and the Pod Security Standards restrict; absent
+	// from an agent that does not know it.
+	Fields        *PodFields `protobuf:"bytes,14,opt,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3664,6 +3667,196 @@ func (x *PodSecurity) GetPodLevel() *PodLevel {
 	return nil
 }
 
+func (x *PodSecurity) GetFields() *PodFields {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+// PodFields is what a pod spec says of a container and its pod beside
+// capabilities. Lists have each value once; of what both may state they have
+// what either does.
+type PodFields struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// hostNetwork, of the pod.
+	HostNetwork bool `protobuf:"varint,1,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
+	// hostPID, of the pod.
+	HostPid bool `protobuf:"varint,2,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	// hostIPC, of the pod.
+	HostIpc bool `protobuf:"varint,3,opt,name=host_ipc,json=hostIpc,proto3" json:"host_ipc,omitempty"`
+	// os.name, of the pod; empty when it is not said.
+	Os string `protobuf:"bytes,4,opt,name=os,proto3" json:"os,omitempty"`
+	// What the pod's volumes are: "emptyDir", "hostPath", "unknown".
+	VolumeTypes []string `protobuf:"bytes,5,rep,name=volume_types,json=volumeTypes,proto3" json:"volume_types,omitempty"`
+	// Names of the pod's sysctls.
+	Sysctls []string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	// hostPort of the container's ports.
+	HostPorts []int64 `protobuf:"varint,7,rep,packed,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	// Hosts that probes and lifecycle handlers name.
+	ProbeHosts []string `protobuf:"bytes,8,rep,name=probe_hosts,json=probeHosts,proto3" json:"probe_hosts,omitempty"`
+	// procMount; absent when it is not said.
+	ProcMount *string `protobuf:"bytes,9,opt,name=proc_mount,json=procMount,proto3,oneof" json:"proc_mount,omitempty"`
+	// windowsOptions.hostProcess, of the container or the pod.
+	WindowsHostProcess bool `protobuf:"varint,10,opt,name=windows_host_process,json=windowsHostProcess,proto3" json:"windows_host_process,omitempty"`
+	// appArmorProfile.type.
+	AppArmorProfiles []string `protobuf:"bytes,11,rep,name=app_armor_profiles,json=appArmorProfiles,proto3" json:"app_armor_profiles,omitempty"`
+	// Values of the pod's container.apparmor.security.beta.kubernetes.io/*.
+	AppArmorAnnotations []string `protobuf:"bytes,12,rep,name=app_armor_annotations,json=appArmorAnnotations,proto3" json:"app_armor_annotations,omitempty"`
+	// Values of the annotations about seccomp, which counted up to Kubernetes 1.18.
+	SeccompAnnotations []string `protobuf:"bytes,13,rep,name=seccomp_annotations,json=seccompAnnotations,proto3" json:"seccomp_annotations,omitempty"`
+	// seLinuxOptions.type.
+	SeLinuxTypes []string `protobuf:"bytes,14,rep,name=se_linux_types,json=seLinuxTypes,proto3" json:"se_linux_types,omitempty"`
+	// seLinuxOptions.user.
+	SeLinuxUsers []string `protobuf:"bytes,15,rep,name=se_linux_users,json=seLinuxUsers,proto3" json:"se_linux_users,omitempty"`
+	// seLinuxOptions.role.
+	SeLinuxRoles  []string `protobuf:"bytes,16,rep,name=se_linux_roles,json=seLinuxRoles,proto3" json:"se_linux_roles,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PodFields) Reset() {
+	*x = PodFields{}
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodFields) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodFields) ProtoMessage() {}
+
+func (x *PodFields) ProtoReflect() protoreflect.Message {
+	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodFields.ProtoReflect.Descriptor instead.
+func (*PodFields) Descriptor() ([]byte, []int) {
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PodFields) GetHostNetwork() bool {
+	if x != nil {
+		return x.HostNetwork
+	}
+	return false
+}
+
+func (x *PodFields) GetHostPid() bool {
+	if x != nil {
+		return x.HostPid
+	}
+	return false
+}
+
+func (x *PodFields) GetHostIpc() bool {
+	if x != nil {
+		return x.HostIpc
+	}
+	return false
+}
+
+func (x *PodFields) GetOs() string {
+	if x != nil {
+		return x.Os
+	}
+	return ""
+}
+
+func (x *PodFields) GetVolumeTypes() []string {
+	if x != nil {
+		return x.VolumeTypes
+	}
+	return nil
+}
+
+func (x *PodFields) GetSysctls() []string {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+func (x *PodFields) GetHostPorts() []int64 {
+	if x != nil {
+		return x.HostPorts
+	}
+	return nil
+}
+
+func (x *PodFields) GetProbeHosts() []string {
+	if x != nil {
+		return x.ProbeHosts
+	}
+	return nil
+}
+
+func (x *PodFields) GetProcMount() string {
+	if x != nil && x.ProcMount != nil {
+		return *x.ProcMount
+	}
+	return ""
+}
+
+func (x *PodFields) GetWindowsHostProcess() bool {
+	if x != nil {
+		return x.WindowsHostProcess
+	}
+	return false
+}
+
+func (x *PodFields) GetAppArmorProfiles() []string {
+	if x != nil {
+		return x.AppArmorProfiles
+	}
+	return nil
+}
+
+func (x *PodFields) GetAppArmorAnnotations() []string {
+	if x != nil {
+		return x.AppArmorAnnotations
+	}
+	return nil
+}
+
+func (x *PodFields) GetSeccompAnnotations() []string {
+	if x != nil {
+		return x.SeccompAnnotations
+	}
+	return nil
+}
+
+func (x *PodFields) GetSeLinuxTypes() []string {
+	if x != nil {
+		return x.SeLinuxTypes
+	}
+	return nil
+}
+
+func (x *PodFields) GetSeLinuxUsers() []string {
+	if x != nil {
+		return x.SeLinuxUsers
+	}
+	return nil
+}
+
+func (x *PodFields) GetSeLinuxRoles() []string {
+	if x != nil {
+		return x.SeLinuxRoles
+	}
+	return nil
+}
+
 // PodLevel is a pod's own securityContext.
 type PodLevel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3679,7 +3872,7 @@ type PodLevel struct {
 
 func (x *PodLevel) Reset() {
 	*x = PodLevel{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +3884,7 @@ func (x *PodLevel) String() string {
 func (*PodLevel) ProtoMessage() {}
 
 func (x *PodLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[40]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +3897,7 @@ func (x *PodLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodLevel.ProtoReflect.Descriptor instead.
 func (*PodLevel) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PodLevel) GetRunAsUser() int64 {
@@ -3757,7 +3950,7 @@ type CriSecurity struct {
 
 func (x *CriSecurity) Reset() {
 	*x = CriSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3769,7 +3962,7 @@ func (x *CriSecurity) String() string {
 func (*CriSecurity) ProtoMessage() {}
 
 func (x *CriSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[41]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3782,7 +3975,7 @@ func (x *CriSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CriSecurity.ProtoReflect.Descriptor instead.
 func (*CriSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CriSecurity) GetAdd() []string {
@@ -3867,7 +4060,7 @@ type OciSecurity struct {
 
 func (x *OciSecurity) Reset() {
 	*x = OciSecurity{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3879,7 +4072,7 @@ func (x *OciSecurity) String() string {
 func (*OciSecurity) ProtoMessage() {}
 
 func (x *OciSecurity) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[42]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3892,7 +4085,7 @@ func (x *OciSecurity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OciSecurity.ProtoReflect.Descriptor instead.
 func (*OciSecurity) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *OciSecurity) GetCapabilities() *CapabilitySets {
@@ -3943,7 +4136,7 @@ type Set struct {
 
 func (x *Set) Reset() {
 	*x = Set{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4148,7 @@ func (x *Set) String() string {
 func (*Set) ProtoMessage() {}
 
 func (x *Set) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[43]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4161,7 @@ func (x *Set) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Set.ProtoReflect.Descriptor instead.
 func (*Set) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Set) GetBits() uint64 {
@@ -4005,7 +4198,7 @@ type CapabilitySets struct {
 
 func (x *CapabilitySets) Reset() {
 	*x = CapabilitySets{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4210,7 @@ func (x *CapabilitySets) String() string {
 func (*CapabilitySets) ProtoMessage() {}
 
 func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[44]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4223,7 @@ func (x *CapabilitySets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapabilitySets.ProtoReflect.Descriptor instead.
 func (*CapabilitySets) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CapabilitySets) GetInheritable() *Set {
@@ -4114,7 +4307,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4126,7 +4319,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[45]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4139,7 +4332,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Process) GetPid() int32 {
@@ -4279,7 +4472,7 @@ type UserIds struct {
 
 func (x *UserIds) Reset() {
 	*x = UserIds{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4484,7 @@ func (x *UserIds) String() string {
 func (*UserIds) ProtoMessage() {}
 
 func (x *UserIds) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[46]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4497,7 @@ func (x *UserIds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserIds.ProtoReflect.Descriptor instead.
 func (*UserIds) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UserIds) GetReal() uint32 {
@@ -4360,7 +4553,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4565,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[47]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4578,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Thread) GetTid() int32 {
@@ -4457,7 +4650,7 @@ type UserNamespace struct {
 
 func (x *UserNamespace) Reset() {
 	*x = UserNamespace{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4469,7 +4662,7 @@ func (x *UserNamespace) String() string {
 func (*UserNamespace) ProtoMessage() {}
 
 func (x *UserNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[48]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4482,7 +4675,7 @@ func (x *UserNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNamespace.ProtoReflect.Descriptor instead.
 func (*UserNamespace) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *UserNamespace) GetRelation() UserNamespace_Relation {
@@ -4570,7 +4763,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[49]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4582,7 +4775,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[49]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4595,7 +4788,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Finding) GetId() string {
@@ -4806,7 +4999,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[50]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +5011,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[50]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +5024,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Evidence) GetStartedAt() *timestamppb.Timestamp {
@@ -4910,7 +5103,7 @@ type EvidenceParent struct {
 
 func (x *EvidenceParent) Reset() {
 	*x = EvidenceParent{}
-	mi := &file_capdrift_v1_agent_proto_msgTypes[51]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4922,7 +5115,7 @@ func (x *EvidenceParent) String() string {
 func (*EvidenceParent) ProtoMessage() {}
 
 func (x *EvidenceParent) ProtoReflect() protoreflect.Message {
-	mi := &file_capdrift_v1_agent_proto_msgTypes[51]
+	mi := &file_capdrift_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4935,7 +5128,7 @@ func (x *EvidenceParent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceParent.ProtoReflect.Descriptor instead.
 func (*EvidenceParent) Descriptor() ([]byte, []int) {
-	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_capdrift_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *EvidenceParent) GetPid() int32 {
@@ -5236,7 +5429,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\x04_criB\x06\n" +
 	"\x04_ociB\t\n" +
 	"\a_bundleB\r\n" +
-	"\v_privileged\"\xe9\x04\n" +
+	"\v_privileged\"\x99\x05\n" +
 	"\vPodSecurity\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x10\n" +
 	"\x03add\x18\x02 \x03(\tR\x03add\x12\x12\n" +
@@ -5254,12 +5447,35 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	" \x01(\tR\x06source\x12,\n" +
 	"\x0fseccomp_profile\x18\v \x01(\tH\x03R\x0eseccompProfile\x88\x01\x01\x12>\n" +
 	"\x19read_only_root_filesystem\x18\f \x01(\bH\x04R\x16readOnlyRootFilesystem\x88\x01\x01\x122\n" +
-	"\tpod_level\x18\r \x01(\v2\x15.capdrift.v1.PodLevelR\bpodLevelB\x1d\n" +
+	"\tpod_level\x18\r \x01(\v2\x15.capdrift.v1.PodLevelR\bpodLevel\x12.\n" +
+	"\x06fields\x18\x0e \x01(\v2\x16.capdrift.v1.PodFieldsR\x06fieldsB\x1d\n" +
 	"\x1b_allow_privilege_escalationB\x0e\n" +
 	"\f_run_as_userB\r\n" +
 	"\v_host_usersB\x12\n" +
 	"\x10_seccomp_profileB\x1c\n" +
-	"\x1a_read_only_root_filesystem\"\xc1\x01\n" +
+	"\x1a_read_only_root_filesystem\"\xdb\x04\n" +
+	"\tPodFields\x12!\n" +
+	"\fhost_network\x18\x01 \x01(\bR\vhostNetwork\x12\x19\n" +
+	"\bhost_pid\x18\x02 \x01(\bR\ahostPid\x12\x19\n" +
+	"\bhost_ipc\x18\x03 \x01(\bR\ahostIpc\x12\x0e\n" +
+	"\x02os\x18\x04 \x01(\tR\x02os\x12!\n" +
+	"\fvolume_types\x18\x05 \x03(\tR\vvolumeTypes\x12\x18\n" +
+	"\asysctls\x18\x06 \x03(\tR\asysctls\x12\x1d\n" +
+	"\n" +
+	"host_ports\x18\a \x03(\x03R\thostPorts\x12\x1f\n" +
+	"\vprobe_hosts\x18\b \x03(\tR\n" +
+	"probeHosts\x12\"\n" +
+	"\n" +
+	"proc_mount\x18\t \x01(\tH\x00R\tprocMount\x88\x01\x01\x120\n" +
+	"\x14windows_host_process\x18\n" +
+	" \x01(\bR\x12windowsHostProcess\x12,\n" +
+	"\x12app_armor_profiles\x18\v \x03(\tR\x10appArmorProfiles\x122\n" +
+	"\x15app_armor_annotations\x18\f \x03(\tR\x13appArmorAnnotations\x12/\n" +
+	"\x13seccomp_annotations\x18\r \x03(\tR\x12seccompAnnotations\x12$\n" +
+	"\x0ese_linux_types\x18\x0e \x03(\tR\fseLinuxTypes\x12$\n" +
+	"\x0ese_linux_users\x18\x0f \x03(\tR\fseLinuxUsers\x12$\n" +
+	"\x0ese_linux_roles\x18\x10 \x03(\tR\fseLinuxRolesB\r\n" +
+	"\v_proc_mount\"\xc1\x01\n" +
 	"\bPodLevel\x12#\n" +
 	"\vrun_as_user\x18\x01 \x01(\x03H\x00R\trunAsUser\x88\x01\x01\x12*\n" +
 	"\x0frun_as_non_root\x18\x02 \x01(\bH\x01R\frunAsNonRoot\x88\x01\x01\x12,\n" +
@@ -5458,7 +5674,7 @@ func file_capdrift_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_capdrift_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_capdrift_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_capdrift_v1_agent_proto_goTypes = []any{
 	(WatchTopic)(0),                // 0: capdrift.v1.WatchTopic
 	(ContainerView)(0),             // 1: capdrift.v1.ContainerView
@@ -5509,132 +5725,134 @@ var file_capdrift_v1_agent_proto_goTypes = []any{
 	(*Pod)(nil),                    // 46: capdrift.v1.Pod
 	(*Declared)(nil),               // 47: capdrift.v1.Declared
 	(*PodSecurity)(nil),            // 48: capdrift.v1.PodSecurity
-	(*PodLevel)(nil),               // 49: capdrift.v1.PodLevel
-	(*CriSecurity)(nil),            // 50: capdrift.v1.CriSecurity
-	(*OciSecurity)(nil),            // 51: capdrift.v1.OciSecurity
-	(*Set)(nil),                    // 52: capdrift.v1.Set
-	(*CapabilitySets)(nil),         // 53: capdrift.v1.CapabilitySets
-	(*Process)(nil),                // 54: capdrift.v1.Process
-	(*UserIds)(nil),                // 55: capdrift.v1.UserIds
-	(*Thread)(nil),                 // 56: capdrift.v1.Thread
-	(*UserNamespace)(nil),          // 57: capdrift.v1.UserNamespace
-	(*Finding)(nil),                // 58: capdrift.v1.Finding
-	(*Evidence)(nil),               // 59: capdrift.v1.Evidence
-	(*EvidenceParent)(nil),         // 60: capdrift.v1.EvidenceParent
-	(*timestamppb.Timestamp)(nil),  // 61: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 62: google.protobuf.Duration
+	(*PodFields)(nil),              // 49: capdrift.v1.PodFields
+	(*PodLevel)(nil),               // 50: capdrift.v1.PodLevel
+	(*CriSecurity)(nil),            // 51: capdrift.v1.CriSecurity
+	(*OciSecurity)(nil),            // 52: capdrift.v1.OciSecurity
+	(*Set)(nil),                    // 53: capdrift.v1.Set
+	(*CapabilitySets)(nil),         // 54: capdrift.v1.CapabilitySets
+	(*Process)(nil),                // 55: capdrift.v1.Process
+	(*UserIds)(nil),                // 56: capdrift.v1.UserIds
+	(*Thread)(nil),                 // 57: capdrift.v1.Thread
+	(*UserNamespace)(nil),          // 58: capdrift.v1.UserNamespace
+	(*Finding)(nil),                // 59: capdrift.v1.Finding
+	(*Evidence)(nil),               // 60: capdrift.v1.Evidence
+	(*EvidenceParent)(nil),         // 61: capdrift.v1.EvidenceParent
+	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
 }
 var file_capdrift_v1_agent_proto_depIdxs = []int32{
-	33, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
-	36, // 1: capdrift.v1.GetNodeResponse.look:type_name -> capdrift.v1.Look
-	34, // 2: capdrift.v1.GetNodeResponse.components:type_name -> capdrift.v1.Component
-	35, // 3: capdrift.v1.GetNodeResponse.position:type_name -> capdrift.v1.Position
-	11, // 4: capdrift.v1.GetNodeResponse.findings:type_name -> capdrift.v1.SeverityCount
-	12, // 5: capdrift.v1.GetNodeResponse.policy:type_name -> capdrift.v1.Policy
-	4,  // 6: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
-	61, // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
-	13, // 8: capdrift.v1.Policy.exceptions:type_name -> capdrift.v1.ExceptionUse
-	61, // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
-	1,  // 10: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
-	44, // 11: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
-	35, // 12: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
-	44, // 13: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
-	35, // 14: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
-	58, // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
-	35, // 16: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
-	0,  // 17: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
-	1,  // 18: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
-	61, // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
-	22, // 20: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
-	23, // 21: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
-	24, // 22: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
-	25, // 23: capdrift.v1.WatchResponse.snapshot_end:type_name -> capdrift.v1.SnapshotEnd
-	26, // 24: capdrift.v1.WatchResponse.container:type_name -> capdrift.v1.ContainerChange
-	27, // 25: capdrift.v1.WatchResponse.finding:type_name -> capdrift.v1.FindingChange
-	28, // 26: capdrift.v1.WatchResponse.lost:type_name -> capdrift.v1.Lost
-	29, // 27: capdrift.v1.WatchResponse.node_status:type_name -> capdrift.v1.NodeStatus
-	30, // 28: capdrift.v1.WatchResponse.heartbeat:type_name -> capdrift.v1.Heartbeat
-	36, // 29: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
-	35, // 30: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
-	44, // 31: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
-	58, // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
-	5,  // 33: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
-	44, // 34: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
-	6,  // 35: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
-	58, // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
-	7,  // 37: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
-	34, // 38: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
-	39, // 39: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
-	35, // 40: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
-	61, // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
-	36, // 42: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
-	23, // 43: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
-	24, // 44: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
-	25, // 45: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
-	61, // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
-	61, // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
-	37, // 48: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
-	38, // 49: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
-	61, // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
-	62, // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
-	39, // 52: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
-	61, // 53: capdrift.v1.Node.boot_time:type_name -> google.protobuf.Timestamp
-	40, // 54: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
-	41, // 55: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
-	42, // 56: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
-	43, // 57: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
-	40, // 58: capdrift.v1.Coverage.sandboxes:type_name -> capdrift.v1.ContainerCoverage
-	46, // 59: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
-	2,  // 60: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
-	47, // 61: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	54, // 62: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	61, // 63: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
-	45, // 64: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
-	48, // 65: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	50, // 66: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	51, // 67: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	51, // 68: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	49, // 69: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
-	53, // 70: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	52, // 71: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	52, // 72: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	52, // 73: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	52, // 74: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	52, // 75: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	57, // 76: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	53, // 77: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 78: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	56, // 79: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	55, // 80: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
-	53, // 81: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	55, // 82: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
-	8,  // 83: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 84: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 85: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 86: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	46, // 87: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	52, // 88: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	59, // 89: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
-	61, // 90: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
-	60, // 91: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
-	61, // 92: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 93: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	14, // 94: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	16, // 95: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	18, // 96: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	20, // 97: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	31, // 98: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 99: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	15, // 100: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	17, // 101: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	19, // 102: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	21, // 103: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	32, // 104: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	99, // [99:105] is the sub-list for method output_type
-	93, // [93:99] is the sub-list for method input_type
-	93, // [93:93] is the sub-list for extension type_name
-	93, // [93:93] is the sub-list for extension extendee
-	0,  // [0:93] is the sub-list for field type_name
+	33,  // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
+	36,  // 1: capdrift.v1.GetNodeResponse.look:type_name -> capdrift.v1.Look
+	34,  // 2: capdrift.v1.GetNodeResponse.components:type_name -> capdrift.v1.Component
+	35,  // 3: capdrift.v1.GetNodeResponse.position:type_name -> capdrift.v1.Position
+	11,  // 4: capdrift.v1.GetNodeResponse.findings:type_name -> capdrift.v1.SeverityCount
+	12,  // 5: capdrift.v1.GetNodeResponse.policy:type_name -> capdrift.v1.Policy
+	4,   // 6: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
+	62,  // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
+	13,  // 8: capdrift.v1.Policy.exceptions:type_name -> capdrift.v1.ExceptionUse
+	62,  // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
+	1,   // 10: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
+	44,  // 11: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
+	35,  // 12: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
+	44,  // 13: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
+	35,  // 14: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
+	59,  // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
+	35,  // 16: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
+	0,   // 17: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
+	1,   // 18: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
+	62,  // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	22,  // 20: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
+	23,  // 21: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
+	24,  // 22: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
+	25,  // 23: capdrift.v1.WatchResponse.snapshot_end:type_name -> capdrift.v1.SnapshotEnd
+	26,  // 24: capdrift.v1.WatchResponse.container:type_name -> capdrift.v1.ContainerChange
+	27,  // 25: capdrift.v1.WatchResponse.finding:type_name -> capdrift.v1.FindingChange
+	28,  // 26: capdrift.v1.WatchResponse.lost:type_name -> capdrift.v1.Lost
+	29,  // 27: capdrift.v1.WatchResponse.node_status:type_name -> capdrift.v1.NodeStatus
+	30,  // 28: capdrift.v1.WatchResponse.heartbeat:type_name -> capdrift.v1.Heartbeat
+	36,  // 29: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
+	35,  // 30: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
+	44,  // 31: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
+	59,  // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
+	5,   // 33: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
+	44,  // 34: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
+	6,   // 35: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
+	59,  // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
+	7,   // 37: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
+	34,  // 38: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
+	39,  // 39: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
+	35,  // 40: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
+	62,  // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
+	36,  // 42: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
+	23,  // 43: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
+	24,  // 44: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
+	25,  // 45: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
+	62,  // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
+	37,  // 48: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
+	38,  // 49: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
+	62,  // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
+	63,  // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
+	39,  // 52: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
+	62,  // 53: capdrift.v1.Node.boot_time:type_name -> google.protobuf.Timestamp
+	40,  // 54: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
+	41,  // 55: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
+	42,  // 56: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
+	43,  // 57: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
+	40,  // 58: capdrift.v1.Coverage.sandboxes:type_name -> capdrift.v1.ContainerCoverage
+	46,  // 59: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
+	2,   // 60: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
+	47,  // 61: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
+	55,  // 62: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	62,  // 63: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	45,  // 64: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
+	48,  // 65: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
+	51,  // 66: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	52,  // 67: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	52,  // 68: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	50,  // 69: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	49,  // 70: capdrift.v1.PodSecurity.fields:type_name -> capdrift.v1.PodFields
+	54,  // 71: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	53,  // 72: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	53,  // 73: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	53,  // 74: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	53,  // 75: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	53,  // 76: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	58,  // 77: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	54,  // 78: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,   // 79: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	57,  // 80: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	56,  // 81: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
+	54,  // 82: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	56,  // 83: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
+	8,   // 84: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,   // 85: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,   // 86: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,   // 87: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	46,  // 88: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	53,  // 89: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	60,  // 90: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
+	62,  // 91: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
+	61,  // 92: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
+	62,  // 93: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
+	9,   // 94: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	14,  // 95: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	16,  // 96: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	18,  // 97: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	20,  // 98: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	31,  // 99: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10,  // 100: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	15,  // 101: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	17,  // 102: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	19,  // 103: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	21,  // 104: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	32,  // 105: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	100, // [100:106] is the sub-list for method output_type
+	94,  // [94:100] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }
@@ -5668,18 +5886,19 @@ func file_capdrift_v1_agent_proto_init() {
 	file_capdrift_v1_agent_proto_msgTypes[39].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[40].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[41].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[45].OneofWrappers = []any{}
-	file_capdrift_v1_agent_proto_msgTypes[47].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[42].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[46].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[48].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[49].OneofWrappers = []any{}
 	file_capdrift_v1_agent_proto_msgTypes[50].OneofWrappers = []any{}
+	file_capdrift_v1_agent_proto_msgTypes[51].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_capdrift_v1_agent_proto_rawDesc), len(file_capdrift_v1_agent_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   52,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
