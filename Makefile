@@ -43,7 +43,7 @@ PROTOC_GEN_GO_GRPC := $(TOOLS)/protoc-gen-go-grpc-v1.6.2
 PROTOC_TOOLS       := $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 NPM_REGISTRY       := $(or $(npm_config_registry),$(NPM_CONFIG_REGISTRY),https://registry.npmjs.org)
 
-.PHONY: help build demo demo-cluster test checks lint lint-api generate unit chart chart-tools manifests image node microvm microvm-attacks cluster-test conformance faults attacks fuzz bench bench-agent packages clean
+.PHONY: help build demo demo-cluster test checks lint lint-api generate unit field chart chart-tools manifests image node microvm microvm-attacks cluster-test conformance faults attacks fuzz bench bench-agent packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ generate: $(PROTOC_TOOLS) ## make the Go code of api/*.proto anew
 
 unit: ## the main module under the race detector; no containers
 	$(GO) test -race -parallel 8 ./...
+
+field: ## the situations that people met (cmd/capdrift/testdata/field), which unit runs too
+	$(GO) test -count=1 -run '^(TestField|TestLiveMembersOfAThreadedCgroup$$)' ./proc ./cmd/capdrift
 
 chart: chart-tools ## the chart, and what is rendered from it, against Kubernetes' schemas and our own promises
 	$(GO) test -count=1 ./deploy

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -368,4 +369,37 @@ func TestAHandlerThatGivesEverythingIsOneFinding(t *testing.T) {
 	if got := m.story(); !slices.Equal(got, []string{"finding_opened permitted_excess 0", "finding_opened userns_escape 12"}) {
 		t.Errorf("the journal has %q", got)
 	}
+}
+
+// TestANewContainerIsToldOnceItHasAName: a sweep may see it before the runtime lists it. Who
+// watches is told of it with its name, and of one that the runtime never lists by its id.
+func TestANewContainerIsToldOnceItHasAName(t *testing.T) {
+	m, c := newMachine(), newClock()
+	loop := running(t, m, c, func(l *agent.Loop) { l.Host = strays{m} })
+	told := func() (list []string) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, change := range m.journal {
+			if change.Container != nil && change.Container.ID != "c1" && change.Kind != agent.ContainerChanged {
+				list = append(list, fmt.Sprintf("%s %s %s", change.Kind, change.Container.ID, change.Container.Name))
+			}
+		}
+		return list
+	}
+	sees := func(n int) func() bool {
+		return func() bool { view, _ := loop.View(); return len(view.Report.Containers) == n }
+	}
+	m.change(func() { m.processes["c2"] = []drift.Process{process(20, bind)} })
+	passes(t, c, "a sweep has seen it", sees(2))
+	if got := told(); got != nil {
+		t.Errorf("told without a name: %q", got)
+	}
+	late := restricted()
+	late.ID, late.Name = "c2", "late"
+	m.change(func() { m.container = append(m.container, late) })
+	passes(t, c, "it is told with its name", func() bool { return slices.Equal(told(), []string{"container_added c2 late"}) })
+	m.change(func() { m.processes["c3"] = []drift.Process{process(30, bind)} })
+	passes(t, c, "one without a name is told by its id", func() bool { return slices.Contains(told(), "container_added c3 ") })
+	m.change(func() { delete(m.processes, "c3") })
+	passes(t, c, "and its end", func() bool { return slices.Contains(told(), "container_removed c3 ") })
 }

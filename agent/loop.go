@@ -104,8 +104,10 @@ type state struct {
 	starting     []string
 	listLimits   []drift.Limit
 	failure      error // of the last list
+	hearing      hearing
 	containers   map[string]*drift.Container
 	told         map[string]announced // as watchers know them
+	met          map[string]time.Time // containers that watchers are not told of before they have a name
 	unread       map[string]error     // of containers, why processes could not be read one by one
 	sweep        drift.Sweep          // the last one's counts and limits
 	threadsAt    time.Time            // when threads were read last
@@ -128,7 +130,7 @@ type state struct {
 func NewLoop(l Loop) *Loop {
 	l.hub, l.scans, l.settings, l.orders = newHub(), make(chan chan View), make(chan settings), make(chan func() []Change)
 	l.state = state{
-		containers: make(map[string]*drift.Container), components: make(map[string]Component), told: make(map[string]announced),
+		containers: make(map[string]*drift.Container), components: make(map[string]Component), told: make(map[string]announced), met: make(map[string]time.Time),
 		unread: make(map[string]error), ended: ended(l.Former), ledger: newLedger(l.Cadence.Confirm, l.Open, l.Now()),
 	}
 	return &l
@@ -290,13 +292,18 @@ func (l *Loop) Run(ctx context.Context) error {
 			switch {
 			case !more:
 				l.Events = nil // there will be none; the cadences are the truth
+			case event.Kind == drift.EventSilent:
+				l.hear(event) // the cadences are the truth all the same
 			case event.Kind == drift.EventExecStarted:
 				l.Members.Attend(event.ContainerID)
 				if hintedMembership == nil {
 					hintedMembership = l.After(memberships.in(l.Now()))
 				}
-			case hintedList == nil:
-				hintedList = l.After(lists.in(l.Now()))
+			default:
+				l.hear(event)
+				if hintedList == nil {
+					hintedList = l.After(lists.in(l.Now()))
+				}
 			}
 		case <-hintedList:
 			hintedList, again = nil, again || asking
@@ -549,8 +556,10 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 		}
 		present[c.ID] = true
 		s.containers[c.ID] = &c
-		switch told := s.told[c.ID]; {
-		case !known:
+		switch told, wasTold := s.told[c.ID]; {
+		case !wasTold && s.nameless(&c, now):
+		case !wasTold:
+			delete(s.met, c.ID)
 			s.told[c.ID] = announce(&c, now)
 			changes = append(changes, Change{At: now, Kind: ContainerAdded, Container: &c})
 		case told.outdated(&c, now):
@@ -566,6 +575,7 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 			changes = append(changes, Change{At: now, Kind: ContainerRemoved, Container: s.containers[id]})
 			delete(s.containers, id)
 			delete(s.told, id)
+			delete(s.met, id)
 			delete(s.unread, id)
 			s.rules.forget(id)
 			if s.named[id] {
@@ -575,6 +585,20 @@ func (l *Loop) enter(seen []drift.Container) (changes []Change) {
 		}
 	}
 	return changes
+}
+
+// nameless reports whether a new container has no name yet, and may get one: a sweep sees it
+// before the runtime was asked again, which is a moment for what the runtime starts.
+func (s *state) nameless(c *drift.Container, now time.Time) bool {
+	if c.Managed == nil || *c.Managed || c.Name != "" {
+		return false
+	}
+	met, known := s.met[c.ID]
+	if !known {
+		met = now
+		s.met[c.ID] = met
+	}
+	return s.askedAt.Sub(met) < introduction
 }
 
 // announced is what watchers were told of a container last.
@@ -676,7 +700,7 @@ func (l *Loop) view(open []drift.Finding) View {
 		Coverage: drift.Coverage{
 			Processes: s.sweep.Processes, Threads: s.sweep.Threads,
 			Limits: slices.Concat(s.nodeLimits, s.listLimits, s.follow, s.sweep.Limits, s.expectations.Limits(),
-				drift.Limits(s.node, containers), s.ledger.transients.limits()),
+				drift.Limits(s.node, containers), s.ledger.transients.limits(), s.hearing.limits(l.Now(), l.Cadence.List)),
 		},
 	}
 	if s.failure != nil {

@@ -900,3 +900,39 @@ func TestCadencesCountFromTheLastLook(t *testing.T) {
 		t.Errorf("after %v", took)
 	}
 }
+
+// TestTheCoverageSaysWhatTheRuntimeDoesNotTell: a runtime that tells no events, and the seconds in
+// which it did not, are said; the report is complete all the same, for what runs is listed.
+func TestTheCoverageSaysWhatTheRuntimeDoesNotTell(t *testing.T) {
+	m, c := newMachine(), newClock()
+	events := make(chan drift.RuntimeEvent)
+	loop := running(t, m, c, func(l *agent.Loop) { l.Events = events })
+	passes(t, c, "it has looked", func() bool { _, ok := loop.View(); return ok })
+	said := func(what, why string) bool {
+		view, _ := loop.View()
+		return view.Report.Coverage.Complete && slices.ContainsFunc(view.Report.Coverage.Limits, func(l drift.Limit) bool {
+			return !l.Blind && strings.Contains(l.What, what) && strings.Contains(l.Why, why)
+		})
+	}
+	nothing := func() bool { return !said("start", "event") }
+	tell := func(kind drift.RuntimeEventKind, why string) { events <- drift.RuntimeEvent{Kind: kind, Why: why} }
+
+	tell(drift.EventHeard, "")
+	passes(t, c, "nothing is said of a runtime that tells", nothing)
+	tell(drift.EventSilent, "no events: enable_pod_events is not set")
+	passes(t, c, "that it tells nothing is said", func() bool {
+		return said("when containers and execs start", "enable_pod_events is not set; what starts is found when the runtime is listed, every ")
+	})
+	tell(drift.EventHeard, "")
+	passes(t, c, "it tells again", nothing)
+	tell(drift.EventBlind, "the events end")
+	passes(t, c, "that it is away is said", func() bool { return said("what starts and ends since ", "not heard: the events end") })
+	c.advance(3 * time.Second)
+	tell(drift.EventBlind, "no events from its socket")
+	tell(drift.EventHeard, "")
+	passes(t, c, "so are the seconds once they are over", func() bool {
+		return said("what started and ended in the ", "were not heard: no events from its socket")
+	})
+	c.advance(11 * time.Minute)
+	passes(t, c, "and not for ever", nothing)
+}

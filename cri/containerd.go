@@ -186,15 +186,11 @@ func (c *Client) unexplained(ctx context.Context, found []*subject, explained ma
 	if found = unknown(explained); len(found) == 0 {
 		return nil, nil
 	}
-	all, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{})
+	lists, err := c.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pods, err := call(ctx, c, c.cri.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		return nil, err
-	}
-	return unknown(idsOf(all.GetContainers(), pods.GetItems())), nil
+	return unknown(idsOf(lists.containers, lists.sandboxes)), nil
 }
 
 // record is what containerd keeps of a container: Container in
@@ -319,7 +315,7 @@ func (c *Client) recorded(ctx context.Context, namespace, id string) (facts, err
 	if err != nil {
 		return facts{}, err
 	}
-	f := facts{name: rec.name, image: rec.image, shim: rec.shim, binary: rec.binary}
+	f := facts{name: rec.name, image: image{name: rec.image}, shim: rec.shim, binary: rec.binary}
 	if errors.Is(rec.failed, errEmpty) || rec.failed == nil && rec.spec == nil {
 		f.lacks("containerd holds no OCI spec of it")
 		return f, nil

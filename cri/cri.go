@@ -3,14 +3,14 @@
 // for the containers that no pod explains.
 //
 // Read it in this order: [Connect] finds the runtime, [Client.Inventory] asks
-// it, learn.go learns what was declared and from where, info.go, spec.go and config.go decode
+// it, list.go takes its lists, learn.go learns what was declared and from where, info.go, spec.go and config.go decode
 // the answers, prune.go and wire.go read them without holding them, containerd.go looks
 // beside the CRI,
 // [Client.Events] listens for when to ask again.
 //
 // # Promises
 //
-// Only calls that read are made: Version, Status, the lists and the statuses, and List
+// Only calls that read are made: Version, Status, the lists (also as streams) and the statuses, and List
 // and Get of containerd's API (namespaces, tasks, containers); and one that listens, Subscribe of containerd's or
 // GetContainerEvents of CRI-O. Every call but that one has a deadline, and a bound on
 // the size of its answer. The environment and the arguments of a container, which a
@@ -92,6 +92,10 @@ type Client struct {
 	passed   []drift.Limit // further runtimes on this node, which are not asked
 
 	starts starts // of tasks in the CRI's namespace
+
+	// What this runtime's lists were found to be, until it is connected to anew: too large
+	// for one answer, and not told as a stream.
+	wide, streamless *atomic.Bool
 
 	large turns // of the one call whose answer may be large
 
@@ -178,12 +182,15 @@ func connect(ctx context.Context, path string, o Options) (*Client, error) {
 	if err := probe(ctx, path, o.Timeout); err != nil {
 		return nil, err
 	}
-	peer := new(atomic.Int64)
+	peer, wide, streamless := new(atomic.Int64), new(atomic.Bool), new(atomic.Bool)
 	// Not the unix: resolver of gRPC, which would take a path for a URL.
 	conn, err := grpc.NewClient("passthrough:///localhost",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			socket, err := new(net.Dialer).DialContext(ctx, "unix", path)
-			peer.Store(int64(listener(socket))) // a runtime that restarts is another process
+			// A runtime that restarts is another process, and may be of another version.
+			peer.Store(int64(listener(socket)))
+			wide.Store(false)
+			streamless.Store(false)
 			return socket, err
 		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -201,7 +208,7 @@ func connect(ctx context.Context, path string, o Options) (*Client, error) {
 	}
 	c := &Client{
 		path: path, root: o.Root, peer: peer, conn: conn, cri: runtimeapi.NewRuntimeServiceClient(conn),
-		timeout: o.Timeout, parallel: o.Parallel, large: turns{one: make(chan struct{}, 1)},
+		wide: wide, streamless: streamless, timeout: o.Timeout, parallel: o.Parallel, large: turns{one: make(chan struct{}, 1)},
 	}
 	if _, err := c.version(ctx); err != nil {
 		return nil, errors.Join(err, conn.Close())

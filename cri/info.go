@@ -19,7 +19,7 @@ type facts struct {
 	pid        int
 	spoofed    bool   // a CRI-O sandbox without a process of its own
 	name       string // outside the CRI, where no list tells it
-	image      string
+	image      image
 	handler    string // as CRI-O noted it on the sandbox
 	shim       string // containerd's runtime type
 	binary     string // the OCI runtime that the shim was told to call
@@ -159,7 +159,7 @@ func (v *verbose) facts() (facts, error) {
 	if in.PID < 0 {
 		return facts{}, errors.New("the verbose status has a negative pid")
 	}
-	f := facts{pid: in.PID, image: clip(in.Image), shim: clip(in.RuntimeType), binary: string(in.RuntimeOptions)}
+	f := facts{pid: in.PID, image: image{name: clip(in.Image)}, shim: clip(in.RuntimeType), binary: string(in.RuntimeOptions)}
 	f.take(in.RuntimeSpec)
 	if in.Config != nil {
 		f.cri = f.layer(in.Config)

@@ -21,6 +21,7 @@ type subject struct {
 	id        string // as the runtime has it, and unbounded
 	namespace string // containerd's
 	sandboxID string
+	image     image  // as it is listed
 	key       string // under which its facts are kept
 	ask       func(context.Context) (facts, error)
 	runs      func(context.Context) (bool, error) // asked in few words; nil outside the CRI
@@ -56,25 +57,20 @@ func (c *Client) Inventory(ctx context.Context) (drift.Inventory, error) {
 		return drift.Inventory{}, err
 	}
 	c.configure(ctx, &runtime)
-	// Containers before sandboxes: those of each one listed are then there too.
-	all, err := call(ctx, c, c.cri.ListContainers, &runtimeapi.ListContainersRequest{})
-	if err != nil {
-		return drift.Inventory{}, err
-	}
-	pods, err := call(ctx, c, c.cri.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+	lists, err := c.list(ctx)
 	if err != nil {
 		return drift.Inventory{}, err
 	}
 	budget, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	c.large.over = budget
-	subjects, ended := c.listed(all.GetContainers(), pods.GetItems())
-	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(all.GetContainers(), pods.GetItems()), Limits: slices.Clone(c.passed)}
+	subjects, ended := c.listed(lists.containers, lists.sandboxes)
+	inventory := drift.Inventory{Runtime: runtime, Starting: c.starting(lists.containers, lists.sandboxes), Limits: slices.Concat(c.passed, lists.limits)}
 	ended = slices.DeleteFunc(ended, func(s *subject) bool { // one that is not ready yet
 		return slices.Contains(inventory.Starting, InventoryID(s.namespace, s.id))
 	})
 	if c.containerd = runtime.Name == "containerd"; c.containerd {
-		unmanaged, limits := c.unmanaged(ctx, idsOf(all.GetContainers(), pods.GetItems()))
+		unmanaged, limits := c.unmanaged(ctx, idsOf(lists.containers, lists.sandboxes))
 		subjects = append(subjects, unmanaged...)
 		inventory.Limits = append(inventory.Limits, limits...)
 	}
@@ -151,11 +147,11 @@ func (c *Client) listed(all []*runtimeapi.Container, pods []*runtimeapi.PodSandb
 		s := &subject{
 			Container: drift.Container{
 				Name: clip(container.GetMetadata().GetName()), Managed: new(true),
-				Image: clip(cmp.Or(container.GetImage().GetUserSpecifiedImage(), container.GetImage().GetImage(), container.GetImageRef())),
-				Pod:   podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
+				Pod: podOf(sandbox, container.GetLabels()), Labels: labelsOf(sandbox), RuntimeHandler: clip(sandbox.GetRuntimeHandler()),
 				Created: createdAt(sandbox), Made: madeAt(container), Ended: state == runtimeapi.ContainerState_CONTAINER_EXITED,
 			},
-			id: container.GetId(), namespace: criNamespace, sandboxID: container.GetPodSandboxId(), key: "container\x00" + container.GetId(),
+			image: image{asked: container.GetImage().GetUserSpecifiedImage(), name: container.GetImage().GetImage(), ref: container.GetImageRef()},
+			id:    container.GetId(), namespace: criNamespace, sandboxID: container.GetPodSandboxId(), key: "container\x00" + container.GetId(),
 		}
 		if s.stateless = !s.Ended && state != runtimeapi.ContainerState_CONTAINER_RUNNING; s.stateless {
 			s.key += "\x00stateless" // its pid may be told later
@@ -342,6 +338,7 @@ func (c *Client) askContainer(id string, ended bool) (func(context.Context) (fac
 			return facts{}, errVanished
 		}
 		f, err := answer.facts()
+		f.image = answer.image
 		if err == nil {
 			b, _ := c.bundle(ctx, criNamespace, id) // it explains causes, where it can be read
 			f.bundle = b.oci
@@ -382,9 +379,12 @@ func (c *Client) askSandbox(sandbox *runtimeapi.PodSandbox, ended bool) (func(co
 	return ask, runs
 }
 
+// handlerAnnotation is where CRI-O notes a sandbox's runtime handler.
+const handlerAnnotation = "io.kubernetes.cri-o.RuntimeHandler"
+
 func forgeable(written map[string]string) bool {
 	for key := range written {
-		if strings.EqualFold(key, "io.kubernetes.cri-o.RuntimeHandler") {
+		if strings.EqualFold(key, handlerAnnotation) {
 			return true
 		}
 	}
@@ -402,11 +402,11 @@ func conclude(runtime drift.Runtime, subjects []*subject, sandboxes map[string]f
 		container := s.Container
 		container.RuntimeHandler = cmp.Or(container.RuntimeHandler, sandboxes[s.sandboxID].handler)
 		container.Name = cmp.Or(container.Name, s.facts.name, container.RuntimeID, container.ID)
-		container.Image = cmp.Or(container.Image, s.facts.image)
+		container.Image = imageOf(s.facts.image, s.image)
 		if container.InitPID = cmp.Or(container.InitPID, s.facts.pid); container.Ended {
 			container.InitPID = 0
 		}
-		container.CgroupPath, container.Binary = s.facts.cgroupPath, s.facts.binary
+		container.Runtime, container.CgroupPath, container.Binary = runtime.Name, s.facts.cgroupPath, s.facts.binary
 		container.Declared = drift.Declared{CRI: s.facts.cri, OCI: s.facts.oci, Bundle: s.facts.bundle, Privileged: s.facts.privileged}
 		container.Observation = drift.Observed
 		container.Undeclared = s.facts.undeclared

@@ -114,10 +114,11 @@ func (t *turns) enter(ctx context.Context) error {
 func (t *turns) leave() { <-t.one }
 
 // verbose is a verbose status of a container or a sandbox: the two have the fields
-// that matter under the same numbers.
+// that matter under the same numbers, but for the image, which only a container's has.
 type verbose struct {
 	state uint64 // ContainerState or PodSandboxState
-	told  bool   // there is an info
+	image image
+	told  bool // there is an info
 	info  info
 }
 
@@ -128,8 +129,21 @@ func (v *verbose) read(r io.Reader) error {
 		switch {
 		case number == 1 && body != nil: // status
 			return fields(body, func(number, value uint64, body io.Reader) error {
-				if number == 3 && body == nil {
+				switch {
+				case number == 3 && body == nil:
 					v.state = value
+				case number == 8 && body != nil:
+					return fields(body, func(number, _ uint64, body io.Reader) error {
+						switch {
+						case number == 1 && body != nil:
+							return into(&v.image.name, body)
+						case number == 18 && body != nil:
+							return into(&v.image.asked, body)
+						}
+						return nil
+					})
+				case number == 9 && body != nil:
+					return into(&v.image.ref, body)
 				}
 				return nil
 			})

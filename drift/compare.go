@@ -258,6 +258,7 @@ func (b *book) add(f Finding) {
 	if f.ID == "" {
 		f.ID = findingID(b.container.ID, string(f.Kind))
 	}
+	f.Remedy = inWordsOf(b.container.Runtime, f.Remedy)
 	b.findings = append(b.findings, f)
 }
 
@@ -273,7 +274,7 @@ func (b *book) edited(f Finding, allowed bool) Finding {
 	}
 	f.Cause = CauseWrapper
 	f.Message += ". The config.json that the OCI runtime read says just this: " + by + " changed what the container runtime had written"
-	f.Remedy = keepEvidence + "Then compare config.json in the container's bundle with the spec that the runtime shows (crictl inspect). Correct or remove what edits it (BinaryName and hooks in the runtime's configuration), then create the pod anew."
+	f.Remedy = keepEvidence + "Then compare config.json in the container's bundle with the spec that the runtime shows (crictl inspect). Correct or remove what edits it (" + whatEdits + "), then create the pod anew."
 	return f
 }
 
@@ -325,7 +326,7 @@ func (b *book) who(p *Process) string {
 }
 
 // keepEvidence is what comes before any other remedy where somebody broke in.
-const keepEvidence = "First keep the evidence: deleting the pod ends its processes, and what is in their memory and open files is lost. Save the output of capdrift scan -o json, freeze the container (ctr -n k8s.io tasks pause ID, or 1 into cgroup.freeze of its cgroup), and cut the pod off by a NetworkPolicy. "
+const keepEvidence = "First keep the evidence: deleting the pod ends its processes, and what is in their memory and open files is lost. Save the output of capdrift scan -o json, freeze the container (" + toFreeze + ", or 1 into cgroup.freeze of its cgroup), and cut the pod off by a NetworkPolicy. "
 
 const outsideHelp = keepEvidence + "Then look for what started it from the node (runc or crun exec --cap, docker exec --privileged, nsenter), for a wrapper of the OCI runtime or a hook that rewrites config.json, and for a kernel exploit: a program that stays in the container's user namespace cannot get there by itself."
 
@@ -464,9 +465,12 @@ func (b *book) privileges(oci OCI, p *Process) {
 		b.becameRoot(oci, start, p, root)
 	}
 	if !gained.Empty() {
-		means := "by file capabilities of its program"
-		if root.found {
+		means := "by file capabilities of a program, or by an exec that gave it more than the container's own process has"
+		switch {
+		case root.found:
 			means = "by becoming root"
+		case p.Caps.Ambient&gained != 0: // execve(2) of a program with file capabilities clears that set
+			means = "through its ambient set, which an exec or its parent gave it"
 		}
 		b.addProcess(p, Finding{
 			Kind: GainedWithinCeiling, Severity: Info, Set: "permitted", Capabilities: gained,
@@ -642,16 +646,23 @@ func (b *book) joined() {
 func (b *book) unmanaged() {
 	var held capdecode.Set
 	var first Process // the oldest, which stays the same while others come and go
+	where := " in a user namespace below the node's, where they count"
 	for i, p := range b.container.Processes {
 		held |= p.Caps.Permitted
+		if !p.Caps.Permitted.Empty() && p.UserNamespace.Relation != RelationChild {
+			where = ""
+		}
 		if i == 0 || p.StartTime < first.StartTime {
 			first = p
 		}
 	}
+	if held.Empty() {
+		where = ""
+	}
 	b.add(Finding{
 		Kind: UnmanagedContainer, Severity: Medium, Layer: LayerKernel, PID: first.PID, StartTime: first.StartTime,
 		Processes: len(b.container.Processes), Capabilities: held,
-		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s", b.container.Label(), b.container.Origin, list(held)),
+		Message: fmt.Sprintf("%s runs on this node and no pod of the CRI explains it (%s); its processes hold %s%s", b.container.Label(), b.container.Origin, list(held), where),
 		Remedy:  "Find who started it (docker, nerdctl, ctr, runc, podman on the host, or a container inside another). Workloads belong in pods.",
 	})
 }

@@ -200,6 +200,7 @@ type Container struct {
 	InitPID    int       `json:"-"` // as the runtime says; 0 when it does not
 	Created    time.Time `json:"-"` // of its pod's sandbox; zero when not told
 	Made       time.Time `json:"-"` // when it was made itself; zero when not told
+	Runtime    string    `json:"-"` // the name of the container runtime, where it told of the container
 	CgroupPath string    `json:"-"` // OCI linux.cgroupsPath, in either driver's form
 	Binary     string    `json:"-"` // the OCI runtime that was called, where another than usual is configured
 }
@@ -282,6 +283,8 @@ type Process struct {
 	Elsewhere string `json:"-"`
 	// ThreadsRead is true when all threads were read, and Threads are all that differ.
 	ThreadsRead bool `json:"-"`
+	// AmbientUnshown: the kernel shows no ambient set, because it has none (before Linux 4.3).
+	AmbientUnshown bool `json:"-"`
 
 	NamespacePIDs []int         `json:"-"` // NSpid: the pid in each pid namespace, outermost first
 	Age           time.Duration `json:"-"` // since its start, by the node's uptime
@@ -393,10 +396,13 @@ func (f *Finding) UnmarshalJSON(text []byte) error {
 // Coverage says how much of the node a report saw.
 type Coverage struct {
 	Containers ContainerCoverage `json:"containers"`
-	Processes  ProcessCoverage   `json:"processes"`
-	Threads    ThreadCoverage    `json:"threads"`
-	Complete   bool              `json:"complete"`
-	Limits     []Limit           `json:"limits"` // what was not seen, and why
+	// Sandboxes are those of pods that have a process of their own: their cgroups would else be
+	// places to hide in.
+	Sandboxes ContainerCoverage `json:"sandboxes"`
+	Processes ProcessCoverage   `json:"processes"`
+	Threads   ThreadCoverage    `json:"threads"`
+	Complete  bool              `json:"complete"`
+	Limits    []Limit           `json:"limits"` // what was not seen, and why
 }
 
 // ContainerCoverage counts running containers by how much of each was seen.
@@ -460,7 +466,8 @@ type MembershipChange struct {
 type RuntimeEvent struct {
 	Kind        RuntimeEventKind
 	ContainerID string
-	PID         int // of what an exec started; 0 otherwise
+	PID         int    // of what an exec started; 0 otherwise
+	Why         string // of blind and silent
 }
 
 // RuntimeEventKind says what a runtime told of.
@@ -474,6 +481,9 @@ const (
 	EventExited      RuntimeEventKind = "exited"
 	EventDeleted     RuntimeEventKind = "deleted"
 	EventMissed      RuntimeEventKind = "missed" // some were not told: look at everything
+	EventHeard       RuntimeEventKind = "heard"  // from now on all are told, and those before may not have been
+	EventBlind       RuntimeEventKind = "blind"  // none is told until the next that is heard
+	EventSilent      RuntimeEventKind = "silent" // none is told, as the runtime is configured
 )
 
 // Sweep is what /proc tells: the given containers with their processes, after
@@ -491,7 +501,7 @@ type Sweep struct {
 // have been counted before.
 func (r *Report) Cover() {
 	cover := &r.Coverage
-	cover.Containers, cover.Processes.Observed, cover.Processes.Starting = ContainerCoverage{}, 0, 0
+	cover.Containers, cover.Sandboxes, cover.Processes.Observed, cover.Processes.Starting = ContainerCoverage{}, ContainerCoverage{}, 0, 0
 	for _, c := range r.Containers {
 		for _, p := range c.Processes {
 			if p.Observation == Starting {
@@ -500,10 +510,13 @@ func (r *Report) Cover() {
 				cover.Processes.Observed++
 			}
 		}
-		if c.Sandbox || c.Ended {
+		if c.Ended {
 			continue // no container that runs, whatever is left in its cgroup
 		}
 		count := &cover.Containers
+		if c.Sandbox {
+			count = &cover.Sandboxes
+		}
 		count.Running++
 		switch c.Observation {
 		case Observed:
@@ -516,7 +529,7 @@ func (r *Report) Cover() {
 			count.Partial++
 		}
 	}
-	cover.Complete = cover.Containers.Observed == cover.Containers.Running &&
+	cover.Complete = cover.Containers.Observed == cover.Containers.Running && cover.Sandboxes.Observed == cover.Sandboxes.Running &&
 		cover.Processes.Unreadable == 0 && cover.Processes.Starting == 0 && cover.Threads.Skipped == 0 &&
 		!slices.ContainsFunc(cover.Limits, func(l Limit) bool { return l.Blind })
 }

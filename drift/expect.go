@@ -525,7 +525,7 @@ func (e Expectations) shifted(name string, h handler, thought, shown Settings) (
 	if e.given.Default != nil || e.given.Inheritable != nil {
 		than = "the stated ones"
 	}
-	f.Remedy = fmt.Sprintf("If this is meant, say so: --assume default-caps=%s. If not, correct the runtime's configuration and create the pods anew.", shown.Default.Bounding.Hex())
+	f.Remedy = fmt.Sprintf("If this is meant, say so: --assume default-caps=%s. If not, correct %s and create the pods anew.", shown.Default.Bounding.Hex(), inWordsOf(e.runtime, whatIsSet))
 	why := "its default_capabilities or add_inheritable_capabilities are others"
 	switch {
 	case h.told != nil && thought == *h.told:

@@ -22,7 +22,7 @@ const (
 	GapOverdue       GapCode = "processes_overdue"    // there was no processor time to read them
 	GapCgroups       GapCode = "cgroups"              // which processes are in which container
 	GapNamespaces    GapCode = "user_namespaces"      // which user namespace is the node's own
-	GapNoNewPrivs    GapCode = "no_new_privs"         // kernels before 4.10 do not show it
+	GapOldKernel     GapCode = "old_kernel"           // it does not show what is declared, as no_new_privs before 4.10
 	GapBetween       GapCode = "between_sweeps"       // what starts and ends between two sweeps
 	GapPodSpecs      GapCode = "pod_specs"            // what pod specs ask for
 	GapOtherRuntime  GapCode = "other_runtime"        // another runtime's containers, or another namespace's
@@ -42,7 +42,7 @@ const (
 func AcceptableGaps() []GapCode {
 	return []GapCode{
 		GapGuest, GapPartial, GapUnreadable, GapProcesses, GapThreads, GapHidden, GapUnplaced, GapOverdue, GapCgroups,
-		GapNamespaces, GapNoNewPrivs, GapBetween, GapPodSpecs, GapOtherRuntime, GapNoAgent, GapWindowsNode,
+		GapNamespaces, GapOldKernel, GapBetween, GapPodSpecs, GapOtherRuntime, GapNoAgent, GapWindowsNode,
 	}
 }
 
@@ -79,13 +79,13 @@ func (r *Report) Gaps(of func(*Container) bool) []Gap {
 
 // gaps gathers those of one report.
 type gaps struct {
-	report   *Report
-	of       func(*Container) bool
-	list     []Gap
-	unasked  bool // some were left out
-	unseen   int  // containers that were not wholly observed
-	starting int  // processes
-	partial  bool // a container was seen in part, which explains processes that were not read
+	report                  *Report
+	of                      func(*Container) bool
+	list                    []Gap
+	unasked                 bool // some were left out
+	unseen, unseenSandboxes int  // that were not wholly observed
+	starting                int  // processes
+	partial                 bool // a container was seen in part, which explains processes that were not read
 }
 
 func (g *gaps) add(code GapCode, object, why string) {
@@ -96,8 +96,12 @@ func (g *gaps) add(code GapCode, object, why string) {
 
 func (g *gaps) container(c *Container) {
 	code, object, why := gapOf(c)
-	counts := !c.Sandbox && !c.Ended
-	if code != "" && counts {
+	counts := !c.Ended
+	switch {
+	case code == "" || !counts:
+	case c.Sandbox:
+		g.unseenSandboxes++
+	default:
 		g.unseen++
 	}
 	starting := 0
@@ -113,7 +117,7 @@ func (g *gaps) container(c *Container) {
 	if !asked {
 		return
 	}
-	// Nobody is missed in a sandbox or an ended container but the processes that are there.
+	// Nobody is missed in an ended container but the processes that are there.
 	if code != "" && (counts || code == GapPartial && g.report.Coverage.Processes.Unreadable > 0) {
 		g.add(code, object, why)
 	}
@@ -138,7 +142,8 @@ func (r *Report) Disagrees() bool {
 func (g *gaps) starts() bool { return g.report.Coverage.Processes.Starting > g.starting }
 func (g *gaps) unread() bool { return g.report.Coverage.Processes.Unreadable > 0 && !g.partial }
 func (g *gaps) miscounts() bool {
-	return g.report.Coverage.Containers.Running-g.report.Coverage.Containers.Observed > g.unseen
+	cover := g.report.Coverage
+	return cover.Containers.Running-cover.Containers.Observed > g.unseen || cover.Sandboxes.Running-cover.Sandboxes.Observed > g.unseenSandboxes
 }
 
 // untold adds what the counts tell of and the lists do not, as where a report's containers

@@ -175,9 +175,9 @@ func (b *book) ociMismatch(runtime string, h handler, o order) {
 	if len(parts) == 0 {
 		return
 	}
-	remedy := "Look for what changes specs between the two: the runtime's configuration at the time it was made, a patched runtime, for the user namespace an NRI plugin. Create the pod anew to see whether it lasts."
+	remedy := "Look for what changes specs between the two: " + whatIsSet + " at the time it was made, a patched runtime, for the user namespace an NRI plugin. Create the pod anew to see whether it lasts."
 	if severity == Info {
-		remedy = "Create the pod anew to have it made under the runtime's configuration of now."
+		remedy = "Create the pod anew to have it made under " + whatIsSet + " of now."
 	}
 	f := o.hop(Finding{
 		Kind: OCIMismatch, Severity: severity, Cause: cause, Capabilities: differ,

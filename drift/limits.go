@@ -21,8 +21,10 @@ func Limits(node Node, containers []Container) []Limit {
 			Why:  "this kernel has them, so they are neither excess nor missing; a newer capdrift may know them",
 		})
 	}
-	if limit, ok := unseen(containers); ok {
-		limits = append(limits, limit)
+	for _, u := range unshowns {
+		if limit, ok := u.in(containers); ok {
+			limits = append(limits, limit)
+		}
 	}
 	slow := 0
 	first := ""
@@ -45,24 +47,52 @@ func Limits(node Node, containers []Container) []Limit {
 	return limits
 }
 
-// unseen says of how many containers no_new_privs was declared and cannot be seen: kernels
-// before 4.10 do not show it, proc_pid_status(5).
-func unseen(containers []Container) (Limit, bool) {
+// unshown is what a container declares and an old kernel does not show, proc_pid_status(5).
+type unshown struct {
+	what, since string
+	declared    func(Declared) bool
+	shown       func(Process) bool
+}
+
+var unshowns = []unshown{
+	{
+		"whether no_new_privs is set", "4.10",
+		func(d Declared) bool { return d.OCI != nil && d.OCI.NoNewPrivileges },
+		func(p Process) bool { return p.NoNewPrivileges != nil },
+	},
+	{
+		"whether a seccomp profile is in force", "3.8, where it is built with seccomp",
+		func(d Declared) bool {
+			return d.CRI != nil && filters(d.CRI.SeccompProfile) || d.Pod != nil && filters(d.Pod.SeccompProfile)
+		},
+		func(p Process) bool { return p.Seccomp != nil },
+	},
+	{
+		"whether ambient capabilities are held", "4.3, which is the first to have any",
+		func(d Declared) bool { return d.OCI != nil && !d.OCI.Ambient.Empty() },
+		func(p Process) bool { return !p.AmbientUnshown },
+	},
+}
+
+func filters(profile *string) bool { return profile != nil && *profile != "Unconfined" }
+
+// in says in how many containers it is so.
+func (u unshown) in(containers []Container) (Limit, bool) {
 	count, first := 0, ""
 	for i := range containers {
 		c := &containers[i]
-		if c.Declared.OCI == nil || !c.Declared.OCI.NoNewPrivileges || c.Observation == UnsupportedRuntime {
+		if !u.declared(c.Declared) || c.Observation == UnsupportedRuntime {
 			continue
 		}
-		if slices.ContainsFunc(c.Processes, func(p Process) bool { return p.Observation == Observed && p.NoNewPrivileges == nil }) {
+		if slices.ContainsFunc(c.Processes, func(p Process) bool { return p.Observation == Observed && !u.shown(p) }) {
 			if count++; count == 1 {
 				first = c.Label()
 			}
 		}
 	}
 	return Limit{
-		What:  fmt.Sprintf("whether no_new_privs is set in %d containers that declare it, in %s for one", count, first),
-		Why:   "this kernel does not show it: Linux does since 4.10",
-		Blind: true, Code: GapNoNewPrivs,
+		What:  fmt.Sprintf("%s in %d containers that declare it, in %s for one", u.what, count, first),
+		Why:   "this kernel does not show it: Linux does since " + u.since,
+		Blind: true, Code: GapOldKernel,
 	}, count > 0
 }

@@ -259,3 +259,35 @@ func TestLimits(t *testing.T) {
 		t.Errorf("a capability without a name is found: %q", got)
 	}
 }
+
+// TestWhatIsDeclaredAndNotShownIsALimit: old kernels show neither no_new_privs, nor seccomp, nor
+// ambient sets. What declares one of them is no pass, and what does not is whole.
+func TestWhatIsDeclaredAndNotShownIsALimit(t *testing.T) {
+	old := func(p *drift.Process) { p.NoNewPrivileges, p.Seccomp, p.AmbientUnshown = nil, nil, true }
+	today := func(p *drift.Process) { p.NoNewPrivileges, p.Seccomp = new(true), new(2) }
+	for what, row := range map[string]struct {
+		declare func(*drift.Declared)
+		since   string
+	}{
+		"no_new_privs":                 {func(d *drift.Declared) { d.OCI.NoNewPrivileges = true }, "since 4.10"},
+		"a seccomp profile by the CRI": {func(d *drift.Declared) { d.CRI = &drift.CRI{SeccompProfile: new("RuntimeDefault")} }, "since 3.8"},
+		"one by the pod spec":          {func(d *drift.Declared) { d.Pod = &drift.PodSecurity{SeccompProfile: new("Localhost")} }, "since 3.8"},
+		"none":                         {func(d *drift.Declared) { d.CRI = &drift.CRI{SeccompProfile: new("Unconfined")} }, ""},
+		"ambient capabilities":         {func(d *drift.Declared) { d.OCI.Ambient = bind }, "since 4.3"},
+		"nothing":                      {func(*drift.Declared) {}, ""},
+	} {
+		for kernel, shows := range map[string]func(*drift.Process){"old": old, "today's": today} {
+			c := container(spec(bind), process(10, 0, bind, bind))
+			oci := *c.Declared.OCI
+			c.Declared.OCI, c.Processes[0].Observation = &oci, drift.Observed
+			row.declare(&c.Declared)
+			shows(&c.Processes[0])
+			got := drift.Limits(node(), []drift.Container{c})
+			if want := row.since != "" && kernel == "old"; len(got) > 1 || (len(got) == 1) != want {
+				t.Errorf("%s on the kernel of %s: %+v", what, kernel, got)
+			} else if want && (!got[0].Blind || !strings.Contains(got[0].Why, row.since)) {
+				t.Errorf("%s: %+v", what, got)
+			}
+		}
+	}
+}

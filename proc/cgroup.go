@@ -18,7 +18,10 @@ var scopePrefixes = []string{"cri-containerd-", "crio-", "docker-", "libpod-"}
 
 // containerName tells whether a directory is named as runtimes name the cgroup
 // of a container: by its id alone (cgroupfs driver), "<prefix>-<id>"
-// (CRI-O with cgroupfs) or "<prefix>-<id>.scope" (systemd driver). The id is ""
+// (CRI-O with cgroupfs), "<prefix>-<id>.scope" (systemd driver), or
+// "<slice>:<prefix>:<id>", which is systemd's triple where the OCI runtime was not told to
+// use systemd and takes it for a path (runc docs/systemd.md; containerd without
+// SystemdCgroup below a kubelet with the systemd driver). The id is ""
 // when a known runtime's scope is not named by one. A monitor's cgroup carries its
 // container's id and is not the container; see [monitorName].
 func containerName(base string) (id string, ok bool) {
@@ -26,7 +29,7 @@ func containerName(base string) (id string, ok bool) {
 	if monitorName(base) {
 		return "", false
 	}
-	if at := len(name) - idLength; at == 0 || at > 0 && name[at-1] == '-' {
+	if at := len(name) - idLength; at == 0 || at > 0 && (name[at-1] == '-' || name[at-1] == ':') {
 		if hexadecimal(name[at:]) {
 			return name[at:], true
 		}
@@ -73,6 +76,9 @@ func nameCarries(base, id string) bool {
 		return found == id
 	}
 	name := strings.TrimSuffix(base, ".scope")
+	if triple := strings.Split(name, ":"); len(triple) == 3 {
+		name = triple[2]
+	}
 	for _, prefix := range scopePrefixes {
 		name = strings.TrimPrefix(name, prefix)
 	}

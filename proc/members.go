@@ -224,7 +224,7 @@ func (m *Members) open() error {
 	}
 	var err error
 	if m.look, err = m.fs.look(m.reader); err == nil && m.tree == nil {
-		m.tree, err = openTree(m.fs.cgroup, m.reader.hierarchies())
+		m.tree, err = openTree(m.fs.cgroup, m.reader.cgroupMounts(m.fs.cgroup), m.reader.hierarchies())
 	}
 	return err
 }

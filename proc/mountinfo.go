@@ -2,7 +2,9 @@ package proc
 
 import (
 	"bytes"
+	"path"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,4 +57,23 @@ func parseMounts(text []byte) (ids []int) {
 		}
 	}
 	return ids
+}
+
+// parseCgroupMounts returns which cgroup is mounted at and below a directory, by the directory
+// relative to it ("." for itself): the root and the mount point of each cgroup file system
+// in a mountinfo, proc_pid_mountinfo(5).
+func parseCgroupMounts(text []byte, below string) map[string]string {
+	mounts := make(map[string]string)
+	for line := range bytes.Lines(text) {
+		mount, super, _ := bytes.Cut(line, []byte(" - "))
+		kind, _, _ := bytes.Cut(super, []byte{' '})
+		fields := strings.Fields(string(mount))
+		if len(fields) < 6 || string(kind) != "cgroup" && string(kind) != "cgroup2" {
+			continue
+		}
+		if rest, ok := strings.CutPrefix(fields[4], path.Clean(below)); ok && (rest == "" || rest[0] == '/') {
+			mounts[path.Join(".", "./"+rest)] = fields[3] // what is mounted later lies on top
+		}
+	}
+	return mounts
 }

@@ -71,7 +71,7 @@ func (fs *FS) Node() (drift.Node, []drift.Limit, error) {
 			Why:  "this program runs in a pid namespace of its own, where cgroup.procs does not tell the node's pids, so each process is asked for its cgroup; run it in the node's (hostPID: true)",
 		})
 	}
-	t, err := openTree(fs.cgroup, r.hierarchies())
+	t, err := openTree(fs.cgroup, r.cgroupMounts(fs.cgroup), r.hierarchies())
 	if err != nil {
 		return node, append(limits, drift.Limit{What: "which processes are in which container", Why: err.Error(), Blind: true, Code: drift.GapCgroups}), nil
 	}

@@ -22,9 +22,12 @@ type origins struct {
 	// true where it is of a container at all.
 	containerOf func(cgroup string) (id string, within bool)
 
-	learn     sync.Once
-	byMount   map[int]string   // by the id of a mount of its first process: container
-	shared    map[int]bool     // mounts that first processes of several containers have
+	learn   sync.Once
+	byMount map[int]string // by the id of a mount of its first process: container
+	shared  map[int]bool   // mounts that first processes of several containers have
+	// byPIDs is by the pid namespace of its first process, where it may be read: container, ""
+	// where it is of several or of the node.
+	byPIDs    map[uint64]string
 	byStarter map[int][]string // by the parent of their first processes, a shim: containers
 	pods      map[string]drift.Pod
 }
@@ -33,6 +36,7 @@ type origins struct {
 func (o *origins) learnt(r *reader, nodeMount int) *origins {
 	o.learn.Do(func() {
 		o.byMount, o.byStarter, o.pods = make(map[int]string), make(map[int][]string), make(map[string]drift.Pod)
+		o.byPIDs = map[uint64]string{r.inode("1/ns/pid"): ""}
 		o.shared = make(map[int]bool)
 		joins := make(map[string]bool) // containers that may enter others' mount namespaces
 		for _, c := range o.containers {
@@ -52,6 +56,13 @@ func (o *origins) learnt(r *reader, nodeMount int) *origins {
 				if other == "" || joins[other] && !joins[c.ID] { // they are its who cannot have joined; setns(2)
 					o.byMount[id] = c.ID
 				}
+			}
+			if namespace := r.inode(r.of(c.InitPID, "ns/pid")); namespace != 0 {
+				id := c.ID
+				if _, taken := o.byPIDs[namespace]; taken {
+					id = ""
+				}
+				o.byPIDs[namespace] = id
 			}
 			if parent, err := r.parent(c.InitPID); err == nil && parent > 1 {
 				o.byStarter[parent] = append(o.byStarter[parent], c.ID)

@@ -45,7 +45,7 @@ func (s *sweep) origins() *origins {
 
 // readOutsider reads a process that no container's cgroup lists, where it is a container's
 // all the same: it lives in a pid namespace below the node's, as only containers and
-// sandboxes do, or it is in the mount namespace of one. A user namespace alone makes none:
+// sandboxes do, or it is in the mount namespace of one, or in its pid namespace. A user namespace alone makes none:
 // systemd's services (PrivateUsers=) and sandboxes of all kinds have one.
 func (s *sweep) readOutsider(r *reader, pid int, o *reading) {
 	empty := *o
@@ -84,7 +84,10 @@ func (s *sweep) readOutsiderOnce(r *reader, pid int, o *reading) {
 	}
 	o.parent = status.PPid
 	apart := status.Depth > 1
-	if o.owner = s.mounted(r, pid); o.owner == nil && !apart && !s.look.foreign {
+	if o.owner = s.mounted(r, pid); o.owner == nil && apart {
+		o.owner = s.joined(r, pid)
+	}
+	if o.owner == nil && !apart && !s.look.foreign {
 		return
 	}
 	if o.cgroup = s.cgroupOf(r, pid); o.cgroup == "/" && r.exiting(pid) {
@@ -202,6 +205,20 @@ func (s *sweep) mounted(r *reader, pid int) *group {
 		return nil
 	}
 	container := s.look.origins.learnt(r, s.look.mount).byMount[id]
+	if container == "" {
+		return nil
+	}
+	return s.givenGroup(container)
+}
+
+// joined returns the container in whose pid namespace a process is, nil where it is in none
+// that one container alone has, and where that may not be read: it takes CAP_SYS_PTRACE.
+func (s *sweep) joined(r *reader, pid int) *group {
+	namespace := r.inode(r.of(pid, "ns/pid"))
+	if namespace == 0 {
+		return nil
+	}
+	container := s.look.origins.learnt(r, s.look.mount).byPIDs[namespace]
 	if container == "" {
 		return nil
 	}

@@ -73,7 +73,7 @@ func TestParseStatusKeepsAbsentApartFromZero(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.NoNewPrivs != -1 || s.noNewPrivileges() != nil || s.Kthread != -1 || s.Depth != 0 || s.NamespacePIDs() != nil || s.Seccomp != 0 || !s.Caps.Ambient.Empty() {
+	if s.NoNewPrivs != -1 || s.noNewPrivileges() != nil || s.Kthread != -1 || s.Depth != 0 || s.NamespacePIDs() != nil || s.Seccomp != 0 || !s.Caps.Ambient.Empty() || !s.NoAmbient {
 		t.Errorf("%+v", s)
 	}
 }
@@ -218,6 +218,17 @@ func FuzzParseMounts(f *testing.F) {
 		for _, id := range parseMounts(text) {
 			if id <= 0 || !bytes.Contains(text, []byte(strconv.Itoa(id))) {
 				t.Fatalf("%q: mount %d", text, id)
+			}
+		}
+	})
+}
+
+func FuzzParseCgroupMounts(f *testing.F) {
+	f.Add([]byte("40 30 0:30 /docker/x /sys/fs/cgroup/pids rw shared:9 - cgroup cgroup rw,pids\n41 30 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for directory, root := range parseCgroupMounts(text, "/sys/fs/cgroup") {
+			if directory == "" || directory[0] == '/' || directory == ".." || strings.HasPrefix(directory, "../") || !bytes.Contains(text, []byte(root)) {
+				t.Fatalf("%q: %q at %q", text, root, directory)
 			}
 		}
 	})

@@ -124,7 +124,7 @@ func (r *reader) process(l *look, c *drift.Container, pid int) (drift.Process, b
 	}
 	p := drift.Process{
 		PID: pid, StartTime: born.start, ParentPID: s.PPid, Name: s.Comm(), State: string([]byte{s.State}), UID: s.UID[1], UIDs: s.uids(),
-		NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed,
+		NoNewPrivileges: s.noNewPrivileges(), Seccomp: s.seccomp(), UserNamespace: namespace, Caps: s.Caps, Observation: drift.Observed, AmbientUnshown: s.NoAmbient,
 		ThreadCount: s.Threads, NamespacePIDs: s.NamespacePIDs(), Age: age(l.uptime, born.start),
 	}
 	return p, born, nil

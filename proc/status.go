@@ -20,6 +20,7 @@ type Status struct {
 	Kthread    int       // -1 when not told, before Linux 6.8
 	Threads    int
 	Caps       capdecode.Sets // Ambient is empty before Linux 4.3, which has none
+	NoAmbient  bool           // there is no line of it
 	NoNewPrivs int            // 0, 1; -1 when not told, before Linux 4.10
 	Seccomp    int            // 0 off, 1 strict, 2 filter; -1 when not told
 
@@ -140,6 +141,7 @@ func ParseStatus(text []byte) (Status, error) {
 		last = at
 		seen |= 1 << at
 	}
+	s.NoAmbient = seen>>lineCapAmb&1 == 0
 	for _, r := range requiredLines {
 		if seen>>r.line&1 == 0 {
 			return Status{}, malformedStatus("there is no line", []byte(r.name))

@@ -71,7 +71,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		c.Processes, c.Afresh, c.Overdue = nil, false, nil
 		s.groups = append(s.groups, &group{container: c, before: before, afresh: afresh, given: true, silent: c.Observation == drift.UnsupportedRuntime})
 	}
-	if s.tree, err = openTree(fs.cgroup, s.readers[0].hierarchies()); err != nil {
+	if s.tree, err = openTree(fs.cgroup, s.readers[0].cgroupMounts(fs.cgroup), s.readers[0].hierarchies()); err != nil {
 		return drift.Sweep{}, err
 	}
 	defer s.tree.close()
@@ -515,7 +515,7 @@ func (s *sweep) toldIn(r *reader, dir string) (string, bool) {
 	text, err := r.file(r.proc, dir+"/cgroup")
 	if err == nil {
 		if cgroup, ok := parseCgroup(text, s.main.field); ok {
-			return cgroup, true
+			return s.main.inside(cgroup), true
 		}
 	}
 	return "/", false

@@ -35,6 +35,8 @@ type tree struct {
 	mode string
 	// hierarchies are where processes are looked for, the best first.
 	hierarchies []hierarchy
+	// again are the directories at which a hierarchy is mounted once more below itself.
+	again map[string]bool
 }
 
 // hierarchy is one hierarchy of cgroups: below its own directory on v1 and
@@ -42,6 +44,22 @@ type tree struct {
 type hierarchy struct {
 	directory string // "" on v2
 	field     string // what /proc/PID/cgroup calls it, as in [parseCgroup]
+	// base is which cgroup is at the root of the tree, where that is not the hierarchy's own
+	// root: on a node that is itself a container, without a cgroup namespace, as of kind and
+	// k3d on v1. It is "" where it is the root, or not known.
+	base string
+}
+
+// inside returns where in the tree a cgroup is by its path as /proc/PID/cgroup tells it, the
+// root of those outside the tree.
+func (h hierarchy) inside(told string) string {
+	switch {
+	case h.base == "" || strings.HasPrefix(told+"/", "/../"):
+		return told
+	case told == h.base || !below(told, h.base):
+		return "/"
+	}
+	return strings.TrimPrefix(told, h.base)
 }
 
 // openTree opens the tree and finds its mode by its looks: cgroup.controllers is
@@ -56,8 +74,9 @@ type hierarchy struct {
 //
 // A directory's name alone does not tell which hierarchy is mounted there: one that
 // has only a name may be called "pids". told, any process's /proc/PID/cgroup, says
-// which hierarchies the kernel has; it is empty where it could not be read.
-func openTree(root string, told []byte) (*tree, error) {
+// which hierarchies the kernel has; it is empty where it could not be read. mounts, as of
+// [reader.cgroupMounts], say which part of each is in the tree.
+func openTree(root string, mounts map[string]string, told []byte) (*tree, error) {
 	fd, err := openDirectory(root)
 	if err != nil {
 		return nil, err
@@ -65,6 +84,7 @@ func openTree(root string, told []byte) (*tree, error) {
 	t := &tree{fd: fd, root: root}
 	if t.exists("cgroup.controllers") {
 		t.mode, t.hierarchies = modeV2, []hierarchy{{}}
+		t.mounted(mounts)
 		return t, nil
 	}
 	names, err := newReader(-1).children(fd, ".")
@@ -86,7 +106,40 @@ func openTree(root string, told []byte) (*tree, error) {
 		t.close()
 		return nil, fmt.Errorf("%s holds no cgroup hierarchy: mount the node's there", root)
 	}
+	t.mounted(mounts)
 	return t, nil
+}
+
+// mounted takes in what of each hierarchy is mounted, and where once more: kind mounts the
+// node's own part at the path at which /proc/PID/cgroup tells it, so that each cgroup has
+// two paths in the tree.
+func (t *tree) mounted(mounts map[string]string) {
+	t.again = make(map[string]bool)
+	for i := range t.hierarchies {
+		h := &t.hierarchies[i]
+		root, ok := mounts[h.at("/")]
+		if !ok {
+			continue
+		}
+		if root != "/" && !strings.HasPrefix(root+"/", "/../") {
+			h.base = root
+		}
+		for directory, other := range mounts {
+			if other == root && directory != h.at("/") && (h.directory == "" || strings.HasPrefix(directory, h.directory+"/")) {
+				t.again[directory] = true
+			}
+		}
+	}
+}
+
+// cgroupMounts returns which cgroup is mounted where in the tree below root, for this reader: by
+// the directory relative to root, "." for root itself.
+func (r *reader) cgroupMounts(root string) map[string]string {
+	text, err := r.file(r.proc, "self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	return parseCgroupMounts(text, root)
 }
 
 // fieldOf returns how /proc/PID/cgroup names the hierarchy in a directory: by the first
@@ -186,6 +239,9 @@ func (r *reader) walk(t *tree, h hierarchy, dir string, most int, visit func(dir
 		}
 		for _, name := range slices.Backward(names) {
 			child := path.Join(dir, name)
+			if t.again[h.at(child)] {
+				continue
+			}
 			if len(child) > maxPath || strings.Count(child, "/") > maxDepth || len(pending) == most {
 				cut = true
 				continue

@@ -333,6 +333,7 @@ func (g gather) report(containers, findings int) drift.Report {
 		TakenAt: time.Unix(1_700_000_000+g.Int64N(1<<20), g.Int64N(1e9)).UTC(), DurationMs: g.Int64N(1 << 30),
 		Coverage: drift.Coverage{
 			Containers: drift.ContainerCoverage{Running: n(), Observed: n(), Partial: n(), Unreadable: n(), Unsupported: n()},
+			Sandboxes:  drift.ContainerCoverage{Running: n(), Observed: n(), Partial: n(), Unreadable: n(), Unsupported: n()},
 			Processes:  drift.ProcessCoverage{Observed: n(), Starting: n(), Vanished: n(), Unreadable: n()},
 			Threads:    drift.ThreadCoverage{Observed: n(), Skipped: n()},
 			Complete:   g.truth(), Limits: []drift.Limit{{What: g.word(), Why: g.word(), Blind: g.truth()}},

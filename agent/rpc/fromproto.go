@@ -59,6 +59,13 @@ func FromProtoReport(look *v1.Look, containers []*v1.Container, findings []*v1.F
 	return report, nil
 }
 
+func fromContainerCoverage(m *v1.ContainerCoverage) drift.ContainerCoverage {
+	return drift.ContainerCoverage{
+		Running: int(m.GetRunning()), Observed: int(m.GetObserved()), Partial: int(m.GetPartial()),
+		Unreadable: int(m.GetUnreadable()), Unsupported: int(m.GetUnsupported()),
+	}
+}
+
 // FromProtoCoverage is the coverage of a message; what it does not tell is zero,
 // and so not complete.
 func FromProtoCoverage(m *v1.Coverage) drift.Coverage {
@@ -66,12 +73,10 @@ func FromProtoCoverage(m *v1.Coverage) drift.Coverage {
 	for _, limit := range m.GetLimits() {
 		limits = append(limits, drift.Limit{What: limit.GetWhat(), Why: limit.GetWhy(), Blind: limit.GetBlind(), Code: drift.GapCode(limit.GetCode()), Object: limit.GetObject()})
 	}
-	containers, processes, threads := m.GetContainers(), m.GetProcesses(), m.GetThreads()
+	processes, threads := m.GetProcesses(), m.GetThreads()
 	return drift.Coverage{
-		Containers: drift.ContainerCoverage{
-			Running: int(containers.GetRunning()), Observed: int(containers.GetObserved()), Partial: int(containers.GetPartial()),
-			Unreadable: int(containers.GetUnreadable()), Unsupported: int(containers.GetUnsupported()),
-		},
+		Containers: fromContainerCoverage(m.GetContainers()),
+		Sandboxes:  fromContainerCoverage(m.GetSandboxes()),
 		Processes: drift.ProcessCoverage{
 			Observed: int(processes.GetObserved()), Starting: int(processes.GetStarting()),
 			Vanished: int(processes.GetVanished()), Unreadable: int(processes.GetUnreadable()),

@@ -65,6 +65,13 @@ func ToProtoLook(r drift.Report) *v1.Look {
 	return look
 }
 
+func toContainerCoverage(c drift.ContainerCoverage) *v1.ContainerCoverage {
+	return &v1.ContainerCoverage{
+		Running: count(c.Running), Observed: count(c.Observed), Partial: count(c.Partial),
+		Unreadable: count(c.Unreadable), Unsupported: count(c.Unsupported),
+	}
+}
+
 // ToProtoCoverage is a coverage as a message.
 func ToProtoCoverage(c drift.Coverage) *v1.Coverage {
 	limits := make([]*v1.Limit, len(c.Limits))
@@ -72,10 +79,8 @@ func ToProtoCoverage(c drift.Coverage) *v1.Coverage {
 		limits[i] = &v1.Limit{What: text(limit.What), Why: text(limit.Why), Blind: limit.Blind, Code: text(string(limit.Code)), Object: text(limit.Object)}
 	}
 	return &v1.Coverage{
-		Containers: &v1.ContainerCoverage{
-			Running: count(c.Containers.Running), Observed: count(c.Containers.Observed), Partial: count(c.Containers.Partial),
-			Unreadable: count(c.Containers.Unreadable), Unsupported: count(c.Containers.Unsupported),
-		},
+		Containers: toContainerCoverage(c.Containers),
+		Sandboxes:  toContainerCoverage(c.Sandboxes),
 		Processes: &v1.ProcessCoverage{
 			Observed: count(c.Processes.Observed), Starting: count(c.Processes.Starting),
 			Vanished: count(c.Processes.Vanished), Unreadable: count(c.Processes.Unreadable),

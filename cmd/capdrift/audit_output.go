@@ -174,7 +174,7 @@ func writeAuditLines(w io.Writer, a audit) error {
 		Schema string `json:"schema"`
 		Type   string `json:"type"`
 	}
-	encoder := json.NewEncoder(escapingWriter{w, false})
+	encoder := json.NewEncoder(escapingWriter{w})
 	head := a.head()
 	err := encoder.Encode(struct {
 		line

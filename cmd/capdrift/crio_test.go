@@ -2,8 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -21,10 +25,15 @@ type drawn struct {
 	cgroup      string
 	holds       string
 	mount       int // 30 is the node's; 0 is 30
-	inner       int // the pid in a pid namespace below; 0 is none
+	inner       int // the pid in a pid namespace below; 0 and less is none
 	forked      bool
 	uid         int
 	sealed      bool // it has no_new_privs
+	bounds      string
+	inherits    string
+	ambient     string
+	mapped      int // the host's id of uid 0 in a user namespace of its own; 0 is none
+	namespace   int // which of those with the same ids it is in
 }
 
 func (f *fixture) draw(p drawn) {
@@ -36,7 +45,16 @@ func (f *fixture) draw(p drawn) {
 		mount = 30
 	}
 	told := strings.Replace(status(p.name, p.pid, p.uid, holds), "PPid:\t0", fmt.Sprintf("PPid:\t%d", p.parent), 1)
-	if p.inner != 0 {
+	for set, value := range map[string]string{"CapBnd": p.bounds, "CapInh": p.inherits, "CapAmb": p.ambient} {
+		if value != "" {
+			told = regexp.MustCompile(set+":\t.*").ReplaceAllString(told, set+":\t"+value)
+		}
+	}
+	ids := "         0          0 4294967295\n"
+	if p.mapped != 0 {
+		ids = fmt.Sprintf("%10d %10d %10d\n", 0, p.mapped, 65536)
+	}
+	if p.inner > 0 {
 		told = strings.Replace(told, fmt.Sprintf("NSpid:\t%d", p.pid), fmt.Sprintf("NSpid:\t%d\t%d", p.pid, p.inner), 1)
 	}
 	if p.sealed {
@@ -47,10 +65,16 @@ func (f *fixture) draw(p drawn) {
 		flags |= 0x40
 	}
 	f.add(p.pid, map[string]string{
-		"status": told, "uid_map": "         0          0 4294967295\n",
+		"status": told, "uid_map": ids,
 		"stat":      fmt.Sprintf("%d (x) S %d %[1]d %[1]d 0 -1 %[3]d 0 0 0 0 0 0 0 0 20 0 1 0 %[4]d 0 0\n", p.pid, p.parent, flags, 400000+p.pid),
 		"mountinfo": fmt.Sprintf("%d 1 0:1 / / rw - ext4 x rw\n", mount),
 	}, p.cgroup)
+	if p.mapped != 0 { // all processes of a container are in one
+		link := filepath.Join(f.root, fmt.Sprintf("proc/%d/ns/user", p.pid))
+		if err := errors.Join(os.Remove(link), os.Symlink(fmt.Sprintf("user:[%d]", 4026550000+p.mapped+p.namespace), link)); err != nil {
+			f.fail(err)
+		}
+	}
 }
 
 // TestHostileCRIO draws what happens on a node of CRI-O, as its captures show it, and what a

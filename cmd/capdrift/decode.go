@@ -129,7 +129,7 @@ func decode(text string, last capdecode.Cap) (answers []decoded, err error) {
 
 func writeDecoded(w io.Writer, answers []decoded, format string) error {
 	if format == "json" {
-		encoder := json.NewEncoder(escapingWriter{w, false})
+		encoder := json.NewEncoder(escapingWriter{w})
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(answers)
 	}

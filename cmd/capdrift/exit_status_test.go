@@ -89,7 +89,7 @@ func TestExitStatus(t *testing.T) {
 			drift.Limit{What: "containers in containerd's namespace moby", Why: "refused", Blind: true, Code: drift.GapOtherRuntime, Object: "containerd/moby"})
 	}
 	old := func(r *drift.Report) {
-		r.Coverage.Limits = append(r.Coverage.Limits, drift.Limit{What: "no_new_privs", Why: "an old kernel", Blind: true, Code: drift.GapNoNewPrivs})
+		r.Coverage.Limits = append(r.Coverage.Limits, drift.Limit{What: "no_new_privs", Why: "an old kernel", Blind: true, Code: drift.GapOldKernel})
 	}
 	gap := situation{of: "laf", here: unreadableNode, report: guest}
 	with := func(s situation, name, flags string) situation {

@@ -358,7 +358,7 @@ func (s subject) called() string {
 	case s.container.Sandbox:
 		return "(sandbox)"
 	}
-	return shortID(s.container.ID)
+	return cellID(s.container.ID)
 }
 
 func fromContainer(m *v1.Container) (subject, error) {

@@ -215,7 +215,7 @@ func (w getWriter) header(resource string) pretty.Row {
 
 func (w getWriter) container(item subject) pretty.Row {
 	c := item.container
-	row := pretty.Row{podOf(c.Pod), item.called(), shortID(c.ID), printable(string(c.Observation)), item.processes}
+	row := pretty.Row{podOf(c.Pod), item.called(), cellID(c.ID), printable(string(c.Observation)), item.processes}
 	declared := pretty.Row{"?", "?"}
 	wide := pretty.Row{"unknown", "unknown"}
 	if oci := c.Declared.OCI; oci != nil {
@@ -234,7 +234,7 @@ func (w getWriter) finding(f drift.Finding) pretty.Row {
 		w.table.severity(f.Severity), podOf(f.Pod), containerOf(f), taskOf(f), printable(where(f)), printable(what(f)), orNone(brief(f.Capabilities)), shortID(f.ID),
 	}
 	if w.table.wide {
-		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(shortID(f.ContainerID)), orNone(f.Incident), printable(f.Message))
+		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(cellID(f.ContainerID)), orNone(f.Incident), printable(f.Message))
 	}
 	return row
 }
@@ -491,5 +491,5 @@ func orZero(moment *time.Time) time.Time {
 
 // writeJSONLine writes one object in one line.
 func writeJSONLine(w io.Writer, said any) error {
-	return json.NewEncoder(escapingWriter{w, false}).Encode(said)
+	return json.NewEncoder(escapingWriter{w}).Encode(said)
 }

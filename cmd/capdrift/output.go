@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"sigs.k8s.io/yaml"
 
 	"github.com/capdrift/capdrift/drift"
 )
@@ -86,7 +84,7 @@ func isTerminal(w io.Writer) bool {
 
 // writeJSON writes whatever a command has to say, indented.
 func writeJSON[T any](w io.Writer, said T) error {
-	encoder := json.NewEncoder(escapingWriter{w, false})
+	encoder := json.NewEncoder(escapingWriter{w})
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(said)
 }
@@ -98,7 +96,7 @@ func writeJSONLines(w io.Writer, report drift.Report) error {
 		Schema string `json:"schema"`
 		Type   string `json:"type"`
 	}
-	encoder := json.NewEncoder(escapingWriter{w, false})
+	encoder := json.NewEncoder(escapingWriter{w})
 	err := encoder.Encode(struct {
 		line
 		Node       drift.Node     `json:"node"`
@@ -122,14 +120,13 @@ func writeJSONLines(w io.Writer, report drift.Report) error {
 	return err
 }
 
-// writeYAML goes by way of the escaped JSON: YAML's reader refuses the control
-// characters that a process may have in its name.
+// writeYAML goes by way of JSON, whose field names it has.
 func writeYAML[T any](w io.Writer, said T) error {
-	var text bytes.Buffer
-	if err := json.NewEncoder(escapingWriter{&text, true}).Encode(said); err != nil {
+	text, err := json.Marshal(said)
+	if err != nil {
 		return err
 	}
-	converted, err := yaml.JSONToYAML(text.Bytes())
+	converted, err := toYAML(text)
 	if err != nil {
 		return err
 	}

@@ -6,13 +6,16 @@ import (
 	"encoding/json"
 	"flag"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	yaml3 "go.yaml.in/yaml/v3"
 	"sigs.k8s.io/yaml"
 
 	"github.com/capdrift/capdrift/cri/fake"
@@ -143,7 +146,7 @@ func TestStructuredTextIsSafeToLookAt(t *testing.T) {
 		raw   []string
 	}{
 		"JSON": {writeJSON[drift.Report], json.Unmarshal, []string{"\u009b", "\u0085", "\u202e", "\U000e0041", "\x1b", "\r", "\a", "\x7f"}},
-		"YAML": {writeYAML[drift.Report], func(text []byte, to any) error { return yaml.Unmarshal(text, to) }, []string{"\u009b", "\x1b", "\r", "\a", "\x7f"}},
+		"YAML": {writeYAML[drift.Report], func(text []byte, to any) error { return yaml.Unmarshal(text, to) }, []string{"\u009b", "\u0085", "\u202e", "\U000e0041", "\x1b", "\r", "\a", "\x7f"}},
 	} {
 		var out bytes.Buffer
 		if err := format.write(&out, drift.Report{Node: drift.Node{Name: hostile}}); err != nil {
@@ -159,6 +162,53 @@ func TestStructuredTextIsSafeToLookAt(t *testing.T) {
 			t.Errorf("the name comes back from %s as %q, %v", name, back.Node.Name, err)
 		}
 	}
+}
+
+// TestYAMLKeepsEveryText is a property: whatever a text is made of, YAML says the same as
+// was written, to two readers, and holds nothing that a terminal would obey.
+func TestYAMLKeepsEveryText(t *testing.T) {
+	parts := []string{"a", " ", "\n", "\t", ":", "#", "-", "'", "\"", "\\", "{", "0", "on", "~", "escaped0z", "escapedx", "\x00", "\x1b", "\x7f", "\u0085", "\u009b", "\u00ad",
+		"\u200e", "\u2028", "\u2029", "\u202a", "\u202d", "\u202e", "\u2066", "\u2069", "\ufeff", "\ufffe", "\U000e0041", "☃", "😀"}
+	random := rand.New(rand.NewPCG(13, 10))
+	for range 2000 {
+		texts := make([]string, 3)
+		for i := range texts {
+			for range random.IntN(6) {
+				texts[i] += parts[random.IntN(len(parts))]
+			}
+		}
+		keepsInYAML(t, texts)
+	}
+}
+
+func keepsInYAML(t *testing.T, texts []string) {
+	t.Helper()
+	var out bytes.Buffer
+	if err := writeYAML(&out, map[string][]string{"texts": texts}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range out.String() {
+		if unseen(r) || r < ' ' && r != '\n' {
+			t.Fatalf("%q: %U is in the YAML as it is: %q", texts, r, out.String())
+		}
+	}
+	for name, read := range map[string]func([]byte, any) error{
+		"sigs.k8s.io/yaml": func(text []byte, to any) error { return yaml.Unmarshal(text, to) }, "yaml.v3": yaml3.Unmarshal,
+	} {
+		var back struct {
+			Texts []string `json:"texts" yaml:"texts"`
+		}
+		if err := read(out.Bytes(), &back); err != nil || !slices.Equal(back.Texts, texts) {
+			t.Fatalf("%s reads %q for %q (%v): %q", name, back.Texts, texts, err, out.String())
+		}
+	}
+}
+
+func FuzzYAML(f *testing.F) {
+	for _, seed := range []string{"nginx", "a\u202eb", "\u2028", "escaped0z\u0085", "\"\\\u2066"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) { keepsInYAML(t, []string{strings.ToValidUTF8(text, "\ufffd")}) })
 }
 
 func FuzzPrintable(f *testing.F) {

@@ -78,12 +78,8 @@ func (d *dialing) hints(ctx context.Context, to chan<- drift.RuntimeEvent) error
 		}
 	}
 	for event := range client.Events(ctx) {
-		kind, ok := hinted[event.Kind]
-		if !ok {
-			continue // that nothing is told: the cadences are the truth all the same
-		}
 		select {
-		case to <- drift.RuntimeEvent{Kind: kind, ContainerID: cri.InventoryID(event.Namespace, event.ContainerID), PID: event.PID}:
+		case to <- drift.RuntimeEvent{Kind: hinted[event.Kind], ContainerID: cri.InventoryID(event.Namespace, event.ContainerID), PID: event.PID, Why: event.Why}:
 		case <-ctx.Done():
 			return nil
 		}
@@ -97,8 +93,8 @@ const tryAgain = time.Second
 // hinted is what a runtime's events mean to the loop.
 var hinted = map[cri.EventKind]drift.RuntimeEventKind{
 	cri.ContainerCreated: drift.EventCreated, cri.Started: drift.EventStarted, cri.ExecStarted: drift.EventExecStarted,
-	cri.Exited: drift.EventExited, cri.Deleted: drift.EventDeleted, cri.Connected: drift.EventMissed, cri.Overflow: drift.EventMissed,
-	cri.Blind: drift.EventMissed, // it is away, perhaps, which is to be said
+	cri.Exited: drift.EventExited, cri.Deleted: drift.EventDeleted, cri.Overflow: drift.EventMissed,
+	cri.Connected: drift.EventHeard, cri.Blind: drift.EventBlind, cri.Silent: drift.EventSilent,
 }
 
 // listeners opens all places where the agent is reached.

@@ -51,6 +51,7 @@ func (t table) write(w io.Writer, report drift.Report) error {
 	}
 	fmt.Fprintln(&out, normal(report, loud))
 	t.coverage(&out, report.Coverage)
+	t.unseen(&out, report.Containers)
 	_, err := io.WriteString(w, out.String())
 	return err
 }
@@ -163,7 +164,7 @@ func containerOf(finding drift.Finding) string {
 	case finding.ContainerID == "" && finding.Layer == drift.LayerOCI: // all of a runtime handler
 		return "(handler " + printable(cmp.Or(finding.RuntimeHandler, "default")) + ")"
 	case finding.Container == "":
-		return shortID(finding.ContainerID)
+		return cellID(finding.ContainerID)
 	}
 	return printable(finding.Container)
 }
@@ -190,6 +191,23 @@ func podOf(pod *drift.Pod) string {
 		return "-"
 	}
 	return printable(pod.Namespace + "/" + pod.Name)
+}
+
+// maxCellID is how much of a cgroup's path a table shows: a name and a part of what it is in.
+const maxCellID = 40
+
+// cellID is a container's id in a table. That of one that only its cgroup tells is the cgroup's
+// path, of which the end says most; the messages have it whole.
+func cellID(id string) string {
+	short := shortID(id)
+	if !strings.HasPrefix(id, "/") || len(short) <= maxCellID {
+		return short
+	}
+	end := short[len(short)-maxCellID:]
+	if at := strings.IndexByte(end, '/'); at >= 0 {
+		end = end[at:]
+	}
+	return "…" + strings.ToValidUTF8(end, "")
 }
 
 func shortID(id string) string {
@@ -296,7 +314,7 @@ func (t table) inventory(report drift.Report) string {
 	for _, c := range report.Containers {
 		container := printable(c.Name)
 		if container == "" {
-			container = shortID(c.ID)
+			container = cellID(c.ID)
 		}
 		allowed := pretty.Row{podOf(c.Pod), container, "", "declared", "", "", "", "unknown", "unknown", "unknown", "unknown", "unknown"}
 		if oci := c.Declared.OCI; oci != nil {
@@ -455,7 +473,8 @@ func (t table) coverage(out *strings.Builder, c drift.Coverage) {
 		what string
 	}{
 		{c.Containers.Partial, "containers seen in part"}, {c.Containers.Unreadable, "containers unreadable"},
-		{c.Containers.Unsupported, "containers in a sandbox that hides them"}, {c.Processes.Starting, "processes starting"},
+		{c.Containers.Unsupported, "containers in a sandbox that hides them"},
+		{c.Sandboxes.Partial, "pod sandboxes seen in part"}, {c.Sandboxes.Unreadable, "pod sandboxes unreadable"}, {c.Processes.Starting, "processes starting"},
 		{c.Processes.Vanished, "processes ended meanwhile"}, {c.Processes.Unreadable, "processes unreadable"}, {c.Threads.Skipped, "threads skipped"},
 	} {
 		if part.n > 0 {
@@ -469,6 +488,27 @@ func (t table) coverage(out *strings.Builder, c drift.Coverage) {
 			verb = "Not seen"
 		}
 		fmt.Fprintf(out, "  %s: %s: %s\n", verb, printable(limit.What), printable(limit.Why))
+	}
+}
+
+// unseen says of the first few containers that were not seen whole why.
+func (t table) unseen(out *strings.Builder, containers []drift.Container) {
+	const most = 5
+	n := 0
+	for _, c := range containers {
+		if c.Ended || c.Observation != drift.Partial && c.Observation != drift.Unreadable {
+			continue
+		}
+		if n++; n <= most {
+			how := "In part"
+			if c.Observation == drift.Unreadable {
+				how = "Not seen"
+			}
+			fmt.Fprintf(out, "  %s: %s: %s\n", how, printable(c.Label()), printable(c.Reason))
+		}
+	}
+	if n > most {
+		fmt.Fprintf(out, "  The same of %d more; -o json tells why.\n", n-most)
 	}
 }
 

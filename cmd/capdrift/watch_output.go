@@ -317,7 +317,7 @@ func (o *watchOutput) lineOf(item subject) watchLine {
 		return line
 	}
 	return watchLine{rest: strings.Join([]string{
-		pad(where, placeWidth), pad(shortID(item.id()), 14), pad(printable(string(item.container.Observation)), 12), fmt.Sprint(item.processes),
+		pad(where, placeWidth), pad(cellID(item.id()), 14), pad(printable(string(item.container.Observation)), 12), fmt.Sprint(item.processes),
 	}, " ")}
 }
 

@@ -50,6 +50,7 @@ type Node struct {
 	PodEvents  bool               // GetContainerEvents tells events, as CRI-O with enable_pod_events does
 	MaxSend    int                // bytes of an answer as it is sent, 16 MiB on containerd; 0: any
 	NoGzip     bool               // it cannot unpack a question in gzip
+	Batch      int                // items in one message of a streamed list; 0: lists are not streamed
 
 	// Before is called, when set, before each call is answered, with the method's
 	// short name ("ContainerStatus"). Its error is the answer.
@@ -61,6 +62,7 @@ type Container struct {
 	SandboxID string
 	Status    *runtimeapi.ContainerStatus
 	Info      string // the verbose status; empty: none is given
+	Listed    string // its image in lists, where that is another than in its status: CRI-O lists a bare id
 }
 
 // Sandbox is one pod.
@@ -321,34 +323,83 @@ func (s criService) Status(context.Context, *runtimeapi.StatusRequest) (*runtime
 }
 
 func (s criService) ListContainers(_ context.Context, request *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	return &runtimeapi.ListContainersResponse{Containers: s.containers(request.GetFilter())}, nil
+}
+
+func (s criService) StreamContainers(request *runtimeapi.StreamContainersRequest, stream runtimeapi.RuntimeService_StreamContainersServer) error {
+	return streamed(s.fake, stream, "StreamContainers", s.containers(request.GetFilter()), func(batch []*runtimeapi.Container) *runtimeapi.StreamContainersResponse {
+		return &runtimeapi.StreamContainersResponse{Containers: batch}
+	})
+}
+
+// streamed sends a list in batches.
+func streamed[Item, Answer any](fake *Server, stream grpc.ServerStreamingServer[Answer], method string, items []Item, answer func([]Item) *Answer) error {
+	if err := fake.note(stream.Context(), "/runtime.v1.RuntimeService/"+method); err != nil {
+		return err
+	}
+	fake.mu.Lock()
+	batch := fake.node.Batch
+	fake.mu.Unlock()
+	if batch == 0 {
+		return status.Errorf(codes.Unimplemented, "method %s not implemented", method)
+	}
+	for some := range slices.Chunk(items, batch) {
+		if err := stream.Send(answer(some)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s criService) containers(filter *runtimeapi.ContainerFilter) (all []*runtimeapi.Container) {
 	s.fake.mu.Lock()
 	defer s.fake.mu.Unlock()
-	answer := &runtimeapi.ListContainersResponse{}
 	for _, c := range s.fake.node.Containers {
-		if wanted := request.GetFilter().GetState(); wanted != nil && wanted.GetState() != c.Status.GetState() {
+		if wanted := filter.GetState(); wanted != nil && wanted.GetState() != c.Status.GetState() {
+			continue
+		}
+		if sandbox := filter.GetPodSandboxId(); sandbox != "" && sandbox != c.SandboxID {
 			continue
 		}
 		status := proto.CloneOf(c.Status)
-		answer.Containers = append(answer.Containers, &runtimeapi.Container{
+		if c.Listed != "" {
+			status.Image, status.ImageRef = &runtimeapi.ImageSpec{Image: c.Listed}, c.Listed
+		}
+		all = append(all, &runtimeapi.Container{
 			Id: status.GetId(), PodSandboxId: c.SandboxID, Metadata: status.GetMetadata(), Image: status.GetImage(), ImageRef: status.GetImageRef(),
 			State: status.GetState(), CreatedAt: status.GetCreatedAt(), Labels: status.GetLabels(), Annotations: status.GetAnnotations(), ImageId: status.GetImageId(),
 		})
 	}
-	return answer, nil
+	return all
 }
 
-func (s criService) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+func (s criService) ListPodSandbox(_ context.Context, request *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	return &runtimeapi.ListPodSandboxResponse{Items: s.sandboxes(request.GetFilter())}, nil
+}
+
+func (s criService) StreamPodSandboxes(request *runtimeapi.StreamPodSandboxesRequest, stream runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
+	return streamed(s.fake, stream, "StreamPodSandboxes", s.sandboxes(request.GetFilter()), func(batch []*runtimeapi.PodSandbox) *runtimeapi.StreamPodSandboxesResponse {
+		return &runtimeapi.StreamPodSandboxesResponse{PodSandboxes: batch}
+	})
+}
+
+func (s criService) sandboxes(filter *runtimeapi.PodSandboxFilter) (all []*runtimeapi.PodSandbox) {
 	s.fake.mu.Lock()
 	defer s.fake.mu.Unlock()
-	answer := &runtimeapi.ListPodSandboxResponse{}
 	for _, p := range s.fake.node.Sandboxes {
+		if wanted := filter.GetState(); wanted != nil && wanted.GetState() != p.Status.GetState() {
+			continue
+		}
+		if id := filter.GetId(); id != "" && id != p.Status.GetId() {
+			continue
+		}
 		status := proto.CloneOf(p.Status)
-		answer.Items = append(answer.Items, &runtimeapi.PodSandbox{
+		all = append(all, &runtimeapi.PodSandbox{
 			Id: status.GetId(), Metadata: status.GetMetadata(), State: status.GetState(), CreatedAt: status.GetCreatedAt(),
 			Labels: status.GetLabels(), Annotations: status.GetAnnotations(), RuntimeHandler: p.RuntimeHandler,
 		})
 	}
-	return answer, nil
+	return all
 }
 
 func (s criService) ContainerStatus(_ context.Context, request *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {

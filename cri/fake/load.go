@@ -90,7 +90,11 @@ func (n *Node) load(dir string) error {
 	if err := json.Unmarshal(info, &parts); err != nil {
 		return fmt.Errorf("%s: info.json: %w", dir, err)
 	}
-	n.Containers = append(n.Containers, &Container{SandboxID: parts.SandboxID, Status: status, Info: string(info)})
+	container := &Container{SandboxID: parts.SandboxID, Status: status, Info: string(info)}
+	if n.Name == "cri-o" {
+		container.Listed = status.GetImageId()
+	}
+	n.Containers = append(n.Containers, container)
 	labels := status.GetLabels()
 	n.Sandboxes = append(n.Sandboxes, &Sandbox{
 		Status: &runtimeapi.PodSandboxStatus{

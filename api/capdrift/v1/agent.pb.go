@@ -2747,7 +2747,9 @@ type Coverage struct {
 	// Nothing that runs was left unseen.
 	Complete bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
 	// What was not seen or done, and why.
-	Limits        []*Limit `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
+	Limits []*Limit `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Pod sandboxes that have a process of their own.
+	Sandboxes     *ContainerCoverage `protobuf:"bytes,6,opt,name=sandboxes,proto3" json:"sandboxes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2813,6 +2815,13 @@ func (x *Coverage) GetComplete() bool {
 func (x *Coverage) GetLimits() []*Limit {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *Coverage) GetSandboxes() *ContainerCoverage {
+	if x != nil {
+		return x.Sandboxes
 	}
 	return nil
 }
@@ -3118,7 +3127,7 @@ type Container struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Its name in the pod.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The image's name, as it was asked for.
+	// The image's name in full, as it was asked for, and its digest where that is known.
 	Image string `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
 	// Its pod; absent when none is known.
 	Pod *Pod `protobuf:"bytes,4,opt,name=pod,proto3,oneof" json:"pod,omitempty"`
@@ -5361,7 +5370,7 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\aRuntime\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
-	"\bendpoint\x18\x03 \x01(\tR\bendpoint\"\x85\x02\n" +
+	"\bendpoint\x18\x03 \x01(\tR\bendpoint\"\xc3\x02\n" +
 	"\bCoverage\x12>\n" +
 	"\n" +
 	"containers\x18\x01 \x01(\v2\x1e.capdrift.v1.ContainerCoverageR\n" +
@@ -5369,7 +5378,8 @@ const file_capdrift_v1_agent_proto_rawDesc = "" +
 	"\tprocesses\x18\x02 \x01(\v2\x1c.capdrift.v1.ProcessCoverageR\tprocesses\x125\n" +
 	"\athreads\x18\x03 \x01(\v2\x1b.capdrift.v1.ThreadCoverageR\athreads\x12\x1a\n" +
 	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12*\n" +
-	"\x06limits\x18\x05 \x03(\v2\x12.capdrift.v1.LimitR\x06limits\"\xa5\x01\n" +
+	"\x06limits\x18\x05 \x03(\v2\x12.capdrift.v1.LimitR\x06limits\x12<\n" +
+	"\tsandboxes\x18\x06 \x01(\v2\x1e.capdrift.v1.ContainerCoverageR\tsandboxes\"\xa5\x01\n" +
 	"\x11ContainerCoverage\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x1a\n" +
 	"\bobserved\x18\x02 \x01(\rR\bobserved\x12\x18\n" +
@@ -5752,116 +5762,117 @@ var file_capdrift_v1_agent_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
 }
 var file_capdrift_v1_agent_proto_depIdxs = []int32{
-	33, // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
-	36, // 1: capdrift.v1.GetNodeResponse.look:type_name -> capdrift.v1.Look
-	34, // 2: capdrift.v1.GetNodeResponse.components:type_name -> capdrift.v1.Component
-	35, // 3: capdrift.v1.GetNodeResponse.position:type_name -> capdrift.v1.Position
-	11, // 4: capdrift.v1.GetNodeResponse.findings:type_name -> capdrift.v1.SeverityCount
-	12, // 5: capdrift.v1.GetNodeResponse.policy:type_name -> capdrift.v1.Policy
-	4,  // 6: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
-	62, // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
-	13, // 8: capdrift.v1.Policy.exceptions:type_name -> capdrift.v1.ExceptionUse
-	62, // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
-	1,  // 10: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
-	44, // 11: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
-	35, // 12: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
-	44, // 13: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
-	35, // 14: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
-	59, // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
-	35, // 16: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
-	0,  // 17: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
-	1,  // 18: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
-	62, // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
-	22, // 20: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
-	23, // 21: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
-	24, // 22: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
-	25, // 23: capdrift.v1.WatchResponse.snapshot_end:type_name -> capdrift.v1.SnapshotEnd
-	26, // 24: capdrift.v1.WatchResponse.container:type_name -> capdrift.v1.ContainerChange
-	27, // 25: capdrift.v1.WatchResponse.finding:type_name -> capdrift.v1.FindingChange
-	28, // 26: capdrift.v1.WatchResponse.lost:type_name -> capdrift.v1.Lost
-	29, // 27: capdrift.v1.WatchResponse.node_status:type_name -> capdrift.v1.NodeStatus
-	30, // 28: capdrift.v1.WatchResponse.heartbeat:type_name -> capdrift.v1.Heartbeat
-	36, // 29: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
-	35, // 30: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
-	44, // 31: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
-	59, // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
-	5,  // 33: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
-	44, // 34: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
-	6,  // 35: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
-	59, // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
-	7,  // 37: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
-	34, // 38: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
-	39, // 39: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
-	35, // 40: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
-	62, // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
-	36, // 42: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
-	23, // 43: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
-	24, // 44: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
-	25, // 45: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
-	62, // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
-	62, // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
-	37, // 48: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
-	38, // 49: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
-	62, // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
-	63, // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
-	39, // 52: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
-	62, // 53: capdrift.v1.Node.boot_time:type_name -> google.protobuf.Timestamp
-	40, // 54: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
-	41, // 55: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
-	42, // 56: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
-	43, // 57: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
-	46, // 58: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
-	2,  // 59: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
-	47, // 60: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
-	55, // 61: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
-	62, // 62: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
-	45, // 63: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
-	48, // 64: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
-	51, // 65: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
-	52, // 66: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
-	52, // 67: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
-	50, // 68: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
-	49, // 69: capdrift.v1.PodSecurity.fields:type_name -> capdrift.v1.PodFields
-	54, // 70: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
-	53, // 71: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
-	53, // 72: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
-	53, // 73: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
-	53, // 74: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
-	53, // 75: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
-	58, // 76: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
-	54, // 77: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
-	2,  // 78: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
-	57, // 79: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
-	56, // 80: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
-	54, // 81: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
-	56, // 82: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
-	8,  // 83: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
-	4,  // 84: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
-	3,  // 85: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
-	3,  // 86: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
-	46, // 87: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
-	53, // 88: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
-	60, // 89: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
-	62, // 90: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
-	61, // 91: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
-	62, // 92: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 93: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
-	14, // 94: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
-	16, // 95: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
-	18, // 96: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
-	20, // 97: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
-	31, // 98: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
-	10, // 99: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
-	15, // 100: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
-	17, // 101: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
-	19, // 102: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
-	21, // 103: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
-	32, // 104: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
-	99, // [99:105] is the sub-list for method output_type
-	93, // [93:99] is the sub-list for method input_type
-	93, // [93:93] is the sub-list for extension type_name
-	93, // [93:93] is the sub-list for extension extendee
-	0,  // [0:93] is the sub-list for field type_name
+	33,  // 0: capdrift.v1.GetNodeResponse.agent:type_name -> capdrift.v1.Agent
+	36,  // 1: capdrift.v1.GetNodeResponse.look:type_name -> capdrift.v1.Look
+	34,  // 2: capdrift.v1.GetNodeResponse.components:type_name -> capdrift.v1.Component
+	35,  // 3: capdrift.v1.GetNodeResponse.position:type_name -> capdrift.v1.Position
+	11,  // 4: capdrift.v1.GetNodeResponse.findings:type_name -> capdrift.v1.SeverityCount
+	12,  // 5: capdrift.v1.GetNodeResponse.policy:type_name -> capdrift.v1.Policy
+	4,   // 6: capdrift.v1.SeverityCount.severity:type_name -> capdrift.v1.Severity
+	62,  // 7: capdrift.v1.Policy.loaded_at:type_name -> google.protobuf.Timestamp
+	13,  // 8: capdrift.v1.Policy.exceptions:type_name -> capdrift.v1.ExceptionUse
+	62,  // 9: capdrift.v1.ExceptionUse.expires:type_name -> google.protobuf.Timestamp
+	1,   // 10: capdrift.v1.ListContainersRequest.view:type_name -> capdrift.v1.ContainerView
+	44,  // 11: capdrift.v1.ListContainersResponse.containers:type_name -> capdrift.v1.Container
+	35,  // 12: capdrift.v1.ListContainersResponse.position:type_name -> capdrift.v1.Position
+	44,  // 13: capdrift.v1.GetContainerResponse.container:type_name -> capdrift.v1.Container
+	35,  // 14: capdrift.v1.GetContainerResponse.position:type_name -> capdrift.v1.Position
+	59,  // 15: capdrift.v1.ListFindingsResponse.findings:type_name -> capdrift.v1.Finding
+	35,  // 16: capdrift.v1.ListFindingsResponse.position:type_name -> capdrift.v1.Position
+	0,   // 17: capdrift.v1.WatchRequest.topics:type_name -> capdrift.v1.WatchTopic
+	1,   // 18: capdrift.v1.WatchRequest.view:type_name -> capdrift.v1.ContainerView
+	62,  // 19: capdrift.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	22,  // 20: capdrift.v1.WatchResponse.snapshot_begin:type_name -> capdrift.v1.SnapshotBegin
+	23,  // 21: capdrift.v1.WatchResponse.containers:type_name -> capdrift.v1.SnapshotContainers
+	24,  // 22: capdrift.v1.WatchResponse.findings:type_name -> capdrift.v1.SnapshotFindings
+	25,  // 23: capdrift.v1.WatchResponse.snapshot_end:type_name -> capdrift.v1.SnapshotEnd
+	26,  // 24: capdrift.v1.WatchResponse.container:type_name -> capdrift.v1.ContainerChange
+	27,  // 25: capdrift.v1.WatchResponse.finding:type_name -> capdrift.v1.FindingChange
+	28,  // 26: capdrift.v1.WatchResponse.lost:type_name -> capdrift.v1.Lost
+	29,  // 27: capdrift.v1.WatchResponse.node_status:type_name -> capdrift.v1.NodeStatus
+	30,  // 28: capdrift.v1.WatchResponse.heartbeat:type_name -> capdrift.v1.Heartbeat
+	36,  // 29: capdrift.v1.SnapshotBegin.look:type_name -> capdrift.v1.Look
+	35,  // 30: capdrift.v1.SnapshotBegin.position:type_name -> capdrift.v1.Position
+	44,  // 31: capdrift.v1.SnapshotContainers.containers:type_name -> capdrift.v1.Container
+	59,  // 32: capdrift.v1.SnapshotFindings.findings:type_name -> capdrift.v1.Finding
+	5,   // 33: capdrift.v1.ContainerChange.kind:type_name -> capdrift.v1.ContainerChange.Kind
+	44,  // 34: capdrift.v1.ContainerChange.container:type_name -> capdrift.v1.Container
+	6,   // 35: capdrift.v1.FindingChange.kind:type_name -> capdrift.v1.FindingChange.Kind
+	59,  // 36: capdrift.v1.FindingChange.finding:type_name -> capdrift.v1.Finding
+	7,   // 37: capdrift.v1.Lost.reason:type_name -> capdrift.v1.Lost.Reason
+	34,  // 38: capdrift.v1.NodeStatus.components:type_name -> capdrift.v1.Component
+	39,  // 39: capdrift.v1.NodeStatus.coverage:type_name -> capdrift.v1.Coverage
+	35,  // 40: capdrift.v1.Heartbeat.position:type_name -> capdrift.v1.Position
+	62,  // 41: capdrift.v1.Heartbeat.taken_at:type_name -> google.protobuf.Timestamp
+	36,  // 42: capdrift.v1.ScanResponse.head:type_name -> capdrift.v1.Look
+	23,  // 43: capdrift.v1.ScanResponse.containers:type_name -> capdrift.v1.SnapshotContainers
+	24,  // 44: capdrift.v1.ScanResponse.findings:type_name -> capdrift.v1.SnapshotFindings
+	25,  // 45: capdrift.v1.ScanResponse.end:type_name -> capdrift.v1.SnapshotEnd
+	62,  // 46: capdrift.v1.Agent.started_at:type_name -> google.protobuf.Timestamp
+	62,  // 47: capdrift.v1.Component.since:type_name -> google.protobuf.Timestamp
+	37,  // 48: capdrift.v1.Look.node:type_name -> capdrift.v1.Node
+	38,  // 49: capdrift.v1.Look.runtime:type_name -> capdrift.v1.Runtime
+	62,  // 50: capdrift.v1.Look.taken_at:type_name -> google.protobuf.Timestamp
+	63,  // 51: capdrift.v1.Look.duration:type_name -> google.protobuf.Duration
+	39,  // 52: capdrift.v1.Look.coverage:type_name -> capdrift.v1.Coverage
+	62,  // 53: capdrift.v1.Node.boot_time:type_name -> google.protobuf.Timestamp
+	40,  // 54: capdrift.v1.Coverage.containers:type_name -> capdrift.v1.ContainerCoverage
+	41,  // 55: capdrift.v1.Coverage.processes:type_name -> capdrift.v1.ProcessCoverage
+	42,  // 56: capdrift.v1.Coverage.threads:type_name -> capdrift.v1.ThreadCoverage
+	43,  // 57: capdrift.v1.Coverage.limits:type_name -> capdrift.v1.Limit
+	40,  // 58: capdrift.v1.Coverage.sandboxes:type_name -> capdrift.v1.ContainerCoverage
+	46,  // 59: capdrift.v1.Container.pod:type_name -> capdrift.v1.Pod
+	2,   // 60: capdrift.v1.Container.observation:type_name -> capdrift.v1.Observation
+	47,  // 61: capdrift.v1.Container.declared:type_name -> capdrift.v1.Declared
+	55,  // 62: capdrift.v1.Container.processes:type_name -> capdrift.v1.Process
+	62,  // 63: capdrift.v1.Container.created_at:type_name -> google.protobuf.Timestamp
+	45,  // 64: capdrift.v1.Container.labels:type_name -> capdrift.v1.Labels
+	48,  // 65: capdrift.v1.Declared.pod:type_name -> capdrift.v1.PodSecurity
+	51,  // 66: capdrift.v1.Declared.cri:type_name -> capdrift.v1.CriSecurity
+	52,  // 67: capdrift.v1.Declared.oci:type_name -> capdrift.v1.OciSecurity
+	52,  // 68: capdrift.v1.Declared.bundle:type_name -> capdrift.v1.OciSecurity
+	50,  // 69: capdrift.v1.PodSecurity.pod_level:type_name -> capdrift.v1.PodLevel
+	49,  // 70: capdrift.v1.PodSecurity.fields:type_name -> capdrift.v1.PodFields
+	54,  // 71: capdrift.v1.OciSecurity.capabilities:type_name -> capdrift.v1.CapabilitySets
+	53,  // 72: capdrift.v1.CapabilitySets.inheritable:type_name -> capdrift.v1.Set
+	53,  // 73: capdrift.v1.CapabilitySets.permitted:type_name -> capdrift.v1.Set
+	53,  // 74: capdrift.v1.CapabilitySets.effective:type_name -> capdrift.v1.Set
+	53,  // 75: capdrift.v1.CapabilitySets.bounding:type_name -> capdrift.v1.Set
+	53,  // 76: capdrift.v1.CapabilitySets.ambient:type_name -> capdrift.v1.Set
+	58,  // 77: capdrift.v1.Process.user_namespace:type_name -> capdrift.v1.UserNamespace
+	54,  // 78: capdrift.v1.Process.capabilities:type_name -> capdrift.v1.CapabilitySets
+	2,   // 79: capdrift.v1.Process.observation:type_name -> capdrift.v1.Observation
+	57,  // 80: capdrift.v1.Process.threads:type_name -> capdrift.v1.Thread
+	56,  // 81: capdrift.v1.Process.uids:type_name -> capdrift.v1.UserIds
+	54,  // 82: capdrift.v1.Thread.capabilities:type_name -> capdrift.v1.CapabilitySets
+	56,  // 83: capdrift.v1.Thread.uids:type_name -> capdrift.v1.UserIds
+	8,   // 84: capdrift.v1.UserNamespace.relation:type_name -> capdrift.v1.UserNamespace.Relation
+	4,   // 85: capdrift.v1.Finding.severity:type_name -> capdrift.v1.Severity
+	3,   // 86: capdrift.v1.Finding.from:type_name -> capdrift.v1.Layer
+	3,   // 87: capdrift.v1.Finding.layer:type_name -> capdrift.v1.Layer
+	46,  // 88: capdrift.v1.Finding.pod:type_name -> capdrift.v1.Pod
+	53,  // 89: capdrift.v1.Finding.capabilities:type_name -> capdrift.v1.Set
+	60,  // 90: capdrift.v1.Finding.evidence:type_name -> capdrift.v1.Evidence
+	62,  // 91: capdrift.v1.Evidence.started_at:type_name -> google.protobuf.Timestamp
+	61,  // 92: capdrift.v1.Evidence.parent:type_name -> capdrift.v1.EvidenceParent
+	62,  // 93: capdrift.v1.EvidenceParent.started_at:type_name -> google.protobuf.Timestamp
+	9,   // 94: capdrift.v1.AgentService.GetNode:input_type -> capdrift.v1.GetNodeRequest
+	14,  // 95: capdrift.v1.AgentService.ListContainers:input_type -> capdrift.v1.ListContainersRequest
+	16,  // 96: capdrift.v1.AgentService.GetContainer:input_type -> capdrift.v1.GetContainerRequest
+	18,  // 97: capdrift.v1.AgentService.ListFindings:input_type -> capdrift.v1.ListFindingsRequest
+	20,  // 98: capdrift.v1.AgentService.Watch:input_type -> capdrift.v1.WatchRequest
+	31,  // 99: capdrift.v1.AgentService.Scan:input_type -> capdrift.v1.ScanRequest
+	10,  // 100: capdrift.v1.AgentService.GetNode:output_type -> capdrift.v1.GetNodeResponse
+	15,  // 101: capdrift.v1.AgentService.ListContainers:output_type -> capdrift.v1.ListContainersResponse
+	17,  // 102: capdrift.v1.AgentService.GetContainer:output_type -> capdrift.v1.GetContainerResponse
+	19,  // 103: capdrift.v1.AgentService.ListFindings:output_type -> capdrift.v1.ListFindingsResponse
+	21,  // 104: capdrift.v1.AgentService.Watch:output_type -> capdrift.v1.WatchResponse
+	32,  // 105: capdrift.v1.AgentService.Scan:output_type -> capdrift.v1.ScanResponse
+	100, // [100:106] is the sub-list for method output_type
+	94,  // [94:100] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_capdrift_v1_agent_proto_init() }
