@@ -253,7 +253,7 @@ func (s situation) args(t *testing.T, c column) ([]string, bool) {
 		cluster := newCluster(t, map[string]*told{"worker-1": nil})
 		cluster.sockets["agent-worker-1"] = strings.TrimPrefix(serveTurning(t, s), "unix://")
 		cluster.agent("worker-1", "agent-worker-1")
-		cluster.podsOfShop("worker-1")
+		cluster.podsOfShop()
 		if s.cluster != nil {
 			s.cluster(cluster)
 		}

@@ -87,15 +87,15 @@ func another() *drift.Report {
 	return r
 }
 
-// podsOfShop are the specs of shop's pods, as a person wrote them.
-func (c *cluster) podsOfShop(node string) {
-	pod := func(namespace, name, uid, node string, containers ...fake.Object) {
+// podsOfShop are the specs of shop's pods, which run on worker-1, as a person wrote them.
+func (c *cluster) podsOfShop() {
+	pod := func(namespace, name, uid string, containers ...fake.Object) {
 		c.Put("pods", fake.Object{
 			"metadata": fake.Object{"namespace": namespace, "name": name, "uid": uid, "ownerReferences": []fake.Object{{"uid": "u-rs"}}},
-			"spec":     fake.Object{"nodeName": node, "containers": containers}, "status": fake.Object{"phase": "Running"},
+			"spec":     fake.Object{"nodeName": "worker-1", "containers": containers}, "status": fake.Object{"phase": "Running"},
 		})
 	}
-	pod("shop", "web-0", "u1", node,
+	pod("shop", "web-0", "u1",
 		fake.Object{"name": "nginx", "securityContext": fake.Object{"capabilities": fake.Object{"add": []string{"NET_BIND_SERVICE"}, "drop": []string{"ALL"}}}},
 		fake.Object{"name": "log", "env": []fake.Object{{"name": "A", "value": "hunter2"}}})
 	c.Put("deployments", fake.Object{"metadata": fake.Object{"namespace": "shop", "name": "web", "uid": "u-deploy"}})
@@ -113,7 +113,7 @@ func fleetOfThree(t *testing.T) *cluster {
 	first := shop()
 	first.Containers[0].InitPID, first.Containers[1].InitPID = 10, 20
 	c := newCluster(t, map[string]*told{"worker-1": newTold(first), "worker-2": newTold(blind), "worker-3": nil})
-	c.podsOfShop("worker-1")
+	c.podsOfShop()
 	return c
 }
 
@@ -181,7 +181,7 @@ func TestFleetJoinsPodSpecs(t *testing.T) {
 	report := shop()
 	report.Containers[0].Declared.CRI = &drift.CRI{Add: []string{"SYS_ADMIN"}, Drop: []string{}, AddAmbient: []string{}}
 	c := newCluster(t, map[string]*told{"worker-1": newTold(report)})
-	c.podsOfShop("worker-1")
+	c.podsOfShop()
 	kinds := func() (found []string, complete bool) {
 		stdout, stderr, status := capture(t, c.args("scan", "-o", "json", "-n", "shop")...)
 		var all struct {
@@ -558,7 +558,7 @@ func TestFleetWatchTellsWhatItFoundLast(t *testing.T) {
 func TestFleetExplainsEachPodWhereItIs(t *testing.T) {
 	leakless(t)
 	c := newCluster(t, map[string]*told{"worker-1": newTold(shop()), "worker-2": newTold(another())})
-	c.podsOfShop("worker-1")
+	c.podsOfShop()
 	c.Put("pods", fake.Object{
 		"metadata": fake.Object{"namespace": "shop", "name": "web-9", "uid": "u9", "ownerReferences": []fake.Object{{"uid": "u-rs"}}},
 		"spec":     fake.Object{"nodeName": "worker-2"}, "status": fake.Object{"phase": "Running"},
@@ -587,7 +587,7 @@ func TestFleetAuditKeepsNodesApart(t *testing.T) {
 func TestFleetNamesThatAreNotThere(t *testing.T) {
 	leakless(t)
 	c := newCluster(t, map[string]*told{"worker-1": newTold(calm()), "worker-2": nil})
-	c.podsOfShop("worker-1")
+	c.podsOfShop()
 	pack := written(t, "gate.yaml", gatePack)
 	for args, want := range map[string]string{
 		"scan -n shpo --allow-missing":                                "no running container matches --namespace=shpo; did you mean shop?",
