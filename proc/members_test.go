@@ -128,7 +128,6 @@ func TestMembers(t *testing.T) {
 func TestMembersKnowWhatASweepRead(t *testing.T) {
 	p := draw(t, "v2")
 	p.process(10, "default", "/elsewhere/cri-containerd-"+idA+".scope")
-	p.process(11, "default", "/elsewhere/cri-containerd-"+idA+".scope")
 	p.cgroup("elsewhere/cri-containerd-"+idA+".scope", 10)
 	p.process(20, "default", "/pods/"+idB)
 	p.cgroup("pods/"+idB, 20)
@@ -149,6 +148,7 @@ func TestMembersKnowWhatASweepRead(t *testing.T) {
 	if got := changed(t, m); got != "" {
 		t.Errorf("known processes: %q", got)
 	}
+	p.process(11, "default", "/elsewhere/cri-containerd-"+idA+".scope")
 	p.cgroup("elsewhere/cri-containerd-"+idA+".scope", 11)
 	p.cgroup("pods/"+idB, 20, 21)
 	if got := changed(t, m); got != "A +11 -10, B +21" {

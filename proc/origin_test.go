@@ -352,6 +352,37 @@ func TestNewcomers(t *testing.T) {
 	}
 }
 
+// TestWhoEndsAfterItWasRead is told of: what it held is true, and its successor may have ended
+// in the same way at the next look.
+func TestWhoEndsAfterItWasRead(t *testing.T) {
+	for _, foreign := range []bool{false, true} {
+		p, containers := twoPods(t)
+		if foreign {
+			p.write("proc/self/status", string(p.capture("default", "status")))
+		}
+		p.cgroup("kubepods/podA/"+idA, 100, 101)
+		p.cgroup("kubepods/podB/"+idB, 200)
+		p.person(person{pid: 101, parent: 100, name: "x", mount: mountA, inner: 2, everything: true, cgroup: containers[0].CgroupPath})
+		fs := proc.New(p.root, proc.Options{Readers: 1})
+		fs.Costs(func(pid int) time.Duration {
+			if pid == 101 {
+				p.cgroup("kubepods/podA/"+idA, 100)
+				if err := os.RemoveAll(filepath.Join(p.root, "proc/101")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return 0
+		})
+		sweep, err := fs.Sweep(context.Background(), containers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := pidsOf(sweep.Containers[0].Processes); !slices.Equal(got, []int{100, 101}) {
+			t.Errorf("foreign %v: read %v", foreign, got)
+		}
+	}
+}
+
 // TestWhoMovesWhileItIsRead is the container's in whose mount namespace it is, and is not lost
 // between two cgroups.
 func TestWhoMovesWhileItIsRead(t *testing.T) {

@@ -16,6 +16,7 @@ type reading struct {
 	pid     int
 	group   *group         // [sweep.others] of those that no group claims
 	done    bool           // false where there was no time for it
+	placed  bool           // it was in its group's cgroup before it was read, and after
 	process *drift.Process // nil of a process that is in no container
 	born    birth
 	err     error
@@ -117,7 +118,7 @@ func (s *sweep) readStray(r *reader, pid int, o *reading) {
 	if o.err == nil && o.process.Lineage == nil && joinedPIDNamespace(o.process) {
 		*o.process, o.born, o.err = r.withOrigin(&s.look, c, *o.process, always)
 	}
-	if o.err == nil && o.cgroup != s.cgroupOf(r, pid) {
+	if o.placed = o.err == nil && o.cgroup == s.cgroupOf(r, pid); o.err == nil && !o.placed {
 		o.err = errMoved // and which process was where is not known
 		if r.exiting(pid) {
 			o.err = ErrVanished
@@ -346,7 +347,7 @@ func (s *sweep) takeChildren(readings []reading) {
 			if s.readStray(r, o.pid, o); o.vanished() {
 				continue
 			}
-			s.take(owner, o.pid, o.process, o.born, o.err)
+			s.take(owner, o)
 			owners[o.pid] = owner
 		}
 	}

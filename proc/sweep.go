@@ -161,7 +161,8 @@ type group struct {
 	processes   []drift.Process
 	failures    []failure
 	vanished    int
-	problems    []string // why not everything was seen, but for failures
+	placed      map[int]bool // processes that were certainly the group's when they were read
+	problems    []string     // why not everything was seen, but for failures
 }
 
 // runtimeID returns the id that the container's cgroup is named after.
@@ -613,7 +614,7 @@ func (s *sweep) read() error {
 		g.processes = g.processes[:0] // what was read closes ranks where it lies
 		for i := range g.readings {
 			if o := &g.readings[i]; o.done {
-				s.take(g, o.pid, o.process, o.born, o.err)
+				s.take(g, o)
 			} else {
 				s.late(g, o.pid)
 			}
@@ -628,7 +629,7 @@ func (s *sweep) read() error {
 			if o.owner == nil {
 				o.owner = s.home(o.cgroup)
 			}
-			s.take(o.owner, o.pid, o.process, o.born, o.err)
+			s.take(o.owner, o)
 		case o.err != nil && !o.vanished():
 			unknown++
 		}
@@ -642,14 +643,21 @@ func (s *sweep) read() error {
 }
 
 // take puts what was read of a process into its group.
-func (s *sweep) take(g *group, pid int, p *drift.Process, born birth, err error) {
+func (s *sweep) take(g *group, o *reading) {
 	switch {
-	case g.silent, errors.Is(err, errSkip):
-	case err != nil:
-		g.failures = append(g.failures, failure{pid, err})
+	case g.silent, errors.Is(o.err, errSkip):
+	case o.err != nil:
+		g.failures = append(g.failures, failure{o.pid, o.err})
 	default:
-		g.processes = append(g.processes, *p)
-		g.unknown = g.unknown || !born.known
+		g.processes = append(g.processes, *o.process)
+		g.unknown = g.unknown || !o.born.known
+		if o.placed {
+			if g.placed == nil {
+				g.placed = make(map[int]bool)
+			}
+			g.placed[o.pid] = true
+		}
+		born := o.born
 		born.known = true
 		s.births = append(s.births, born)
 	}
@@ -683,8 +691,9 @@ func (s *sweep) home(cgroup string) *group {
 	return g
 }
 
-// verify drops what was read of processes that their cgroup no longer lists. Those that moved
-// meanwhile are read where their mounts say that they belong.
+// verify drops what was read of processes that their cgroup no longer lists, but for those that
+// were certainly in it when they were read: what these held then is true, though they ended.
+// Those that moved meanwhile are read where their mounts say that they belong.
 func (s *sweep) verify() error {
 	left := make([][]drift.Process, len(s.groups))
 	err := s.parallel(len(s.groups), func(r *reader, i int) {
@@ -705,7 +714,7 @@ func (s *sweep) verify() error {
 		}
 		before := len(g.processes) + len(g.failures)
 		g.processes = slices.DeleteFunc(g.processes, func(p drift.Process) bool {
-			gone := p.Elsewhere == "" && !still(p.PID)
+			gone := p.Elsewhere == "" && !g.placed[p.PID] && !still(p.PID)
 			if gone {
 				left[i] = append(left[i], p)
 			}

@@ -288,9 +288,16 @@ func TestMembership(t *testing.T) {
 				if row.mode != "v2" { // the first component is the hierarchy
 					cgroup = dir[strings.IndexByte(dir, '/'):]
 				}
+				if strings.HasPrefix(dir, "cpu/") { // where nobody looks
+					cgroup = "/"
+				}
 				for _, pid := range row.trees[dir] {
 					p.process(pid, "default", cgroup)
 				}
+			}
+			// It is no container's, and lives in the node's own namespaces.
+			if len(row.trees["cpu/kubepods/podx/"+idA]) > 0 {
+				p.edit("proc/12/status", "NSpid:\t12\t1\n", "NSpid:\t12\n")
 			}
 			// conmon lives in the node's own namespaces.
 			if _, err := os.Stat(filepath.Join(p.root, "proc/90")); err == nil {
