@@ -177,7 +177,7 @@ func (s *sweep) readOne(r *reader, o *reading) time.Duration {
 		s.readOutsider(r, o.pid, o)
 	} else {
 		*o.process, o.born, o.err = r.explained(&s.look, &o.group.container, o.pid)
-		o.placed = o.err == nil && !o.born.known && o.group.hierarchy == s.main && o.group.has(s.cgroupOf(r, o.pid))
+		o.placed = o.born.cgroup != "" && o.group.hierarchy == s.main && o.group.has(o.born.cgroup)
 	}
 	return r.spent(o.pid)
 }

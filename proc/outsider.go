@@ -118,7 +118,8 @@ func (s *sweep) readStray(r *reader, pid int, o *reading) {
 	if o.err == nil && o.process.Lineage == nil && joinedPIDNamespace(o.process) {
 		*o.process, o.born, o.err = r.withOrigin(&s.look, c, *o.process, always)
 	}
-	if o.placed = o.err == nil && o.cgroup == s.cgroupOf(r, pid); o.err == nil && !o.placed {
+	o.placed = o.err == nil && o.cgroup == o.born.cgroup
+	if o.err == nil && o.cgroup != s.cgroupOf(r, pid) {
 		o.err = errMoved // and which process was where is not known
 		if r.exiting(pid) {
 			o.err = ErrVanished
@@ -153,7 +154,7 @@ func (s *sweep) readNewcomers(read []reading) {
 		}
 		read = nil
 		for _, pid := range all {
-			if has(known, pid) || len(read) == maxNewcomers {
+			if has(known, pid) || s.claims[pid] != nil || len(read) == maxNewcomers {
 				continue
 			}
 			o := reading{pid: pid, group: s.others, done: true}

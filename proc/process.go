@@ -37,8 +37,9 @@ type look struct {
 	// programs hashes those of who is asked, and arguments has their command lines read.
 	programs  *programs
 	arguments bool
-	hides     bool   // not even pid 1 is visible: who is not listed in this /proc may be there
-	births    births // of processes that were read before
+	cgroupOf  func(r *reader, pid int) (string, bool) // nil where nobody asks where new processes are
+	hides     bool                                    // not even pid 1 is visible: who is not listed in this /proc may be there
+	births    births                                  // of processes that were read before
 }
 
 // birth is the start time of a process and the inode by which it is known again.
@@ -55,6 +56,7 @@ type birth struct {
 	namespace *drift.UserNamespace // that it was in when it was read, nil if its inode was read; shared by many
 	caps      capdecode.Sets       // that it had then
 	known     bool                 // it was read by an earlier sweep
+	cgroup    string               // of one that no sweep had read, when it was read; "" where it was not asked for
 }
 
 // births are in the order of their pids: a map of them would be three times as large.
@@ -103,6 +105,9 @@ func (r *reader) process(l *look, c *drift.Container, pid int) (drift.Process, b
 	if statusErr == nil && (l.inodes || born.namespace == nil || born.caps != s.Caps || !drift.AtHome(l.node, c, *born.namespace)) {
 		before := s.Caps
 		namespace, err = r.userNamespace(l, pid)
+		if l.cgroupOf != nil && !born.known {
+			born.cgroup, _ = l.cgroupOf(r, pid)
+		}
 		if statusErr = r.rewind(status, pid); statusErr == nil {
 			s, statusErr = r.status(status, pid)
 		}

@@ -75,7 +75,7 @@ func (fs *FS) Sweep(ctx context.Context, containers []drift.Container) (drift.Sw
 		return drift.Sweep{}, err
 	}
 	defer s.tree.close()
-	s.look.origins = s.origins()
+	s.look.origins, s.look.cgroupOf = s.origins(), s.cgroupKnown
 
 	s.locate()
 	s.explore()
@@ -658,7 +658,7 @@ func (s *sweep) take(g *group, o *reading) {
 			g.placed[o.pid] = true
 		}
 		born := o.born
-		born.known = true
+		born.known, born.cgroup = true, ""
 		s.births = append(s.births, born)
 	}
 }
