@@ -161,7 +161,7 @@ type group struct {
 	processes   []drift.Process
 	failures    []failure
 	vanished    int
-	placed      map[int]bool // processes that were certainly the group's when they were read
+	placed      map[int]bool // processes that need an explanation, and were the group's when they were read
 	problems    []string     // why not everything was seen, but for failures
 }
 
@@ -651,7 +651,7 @@ func (s *sweep) take(g *group, o *reading) {
 	default:
 		g.processes = append(g.processes, *o.process)
 		g.unknown = g.unknown || !o.born.known
-		if o.placed {
+		if o.placed && o.process.Lineage != nil {
 			if g.placed == nil {
 				g.placed = make(map[int]bool)
 			}
@@ -692,7 +692,7 @@ func (s *sweep) home(cgroup string) *group {
 }
 
 // verify drops what was read of processes that their cgroup no longer lists, but for those that
-// were certainly in it when they were read: what these held then is true, though they ended.
+// hold too much and were in it when they were read: that is true, though they ended.
 // Those that moved meanwhile are read where their mounts say that they belong.
 func (s *sweep) verify() error {
 	left := make([][]drift.Process, len(s.groups))
