@@ -252,7 +252,7 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	if err != nil {
 		return parts{}, err
 	}
-	runtime := &dialing{options: cri.Options{Endpoint: c.Runtime.Endpoint, Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}}
+	runtime := &dialing{options: cri.Options{Endpoint: c.Runtime.Endpoint, Places: c.Runtime.places(), Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}}
 	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true, Readers: 1, Time: sweepTime, FirstTime: firstSweepTime}), c.Node.Name}
 	thorough := named{host.With(proc.Options{Threads: threadBudget, Readers: 1, Time: sweepTime, FirstTime: firstSweepTime}), c.Node.Name}
 	members := host.Members()
