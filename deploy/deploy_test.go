@@ -620,21 +620,21 @@ func TestSockets(t *testing.T) {
 func TestGitOps(t *testing.T) {
 	manifest := render(t, "--values", "testdata/gitops.yaml")
 	for _, o := range objects(t, manifest) {
-		var any struct {
+		var head struct {
 			Metadata struct{ Labels, Annotations map[string]string }
 		}
-		if err := yaml.Unmarshal([]byte(o.text), &any); err != nil {
+		if err := yaml.Unmarshal([]byte(o.text), &head); err != nil {
 			t.Fatal(err)
 		}
-		if any.Metadata.Labels["team"] != "security" || any.Metadata.Labels["app.kubernetes.io/part-of"] != "platform" || any.Metadata.Annotations["argocd.argoproj.io/sync-wave"] != "1" {
-			t.Errorf("%s %s: labels %v, annotations %v", o.Kind, o.Metadata.Name, any.Metadata.Labels, any.Metadata.Annotations)
+		if head.Metadata.Labels["team"] != "security" || head.Metadata.Labels["app.kubernetes.io/part-of"] != "platform" || head.Metadata.Annotations["argocd.argoproj.io/sync-wave"] != "1" {
+			t.Errorf("%s %s: labels %v, annotations %v", o.Kind, o.Metadata.Name, head.Metadata.Labels, head.Metadata.Annotations)
 		}
 	}
-	set := one[appsv1.DaemonSet](t, manifest, "DaemonSet")
-	template := set.Spec.Template
+	daemons := one[appsv1.DaemonSet](t, manifest, "DaemonSet")
+	template := daemons.Spec.Template
 	want := map[string]string{"app.kubernetes.io/name": "capdrift", "app.kubernetes.io/instance": "capdrift", "app.kubernetes.io/component": "agent"}
-	if !maps.Equal(set.Spec.Selector.MatchLabels, want) || set.Name != "capdrift-watcher" || template.Spec.ServiceAccountName != "capdrift-watcher" {
-		t.Errorf("%s selects %v", set.Name, set.Spec.Selector.MatchLabels)
+	if !maps.Equal(daemons.Spec.Selector.MatchLabels, want) || daemons.Name != "capdrift-watcher" || template.Spec.ServiceAccountName != "capdrift-watcher" {
+		t.Errorf("%s selects %v", daemons.Name, daemons.Spec.Selector.MatchLabels)
 	}
 	if template.Labels["tier"] != "node" || template.Labels["team"] != "platform" || template.Labels["app.kubernetes.io/part-of"] != "platform" || template.Labels["app.kubernetes.io/component"] != "agent" {
 		t.Errorf("the pods' labels %v", template.Labels)
@@ -648,7 +648,7 @@ func TestGitOps(t *testing.T) {
 	if affinity := template.Spec.Affinity; affinity.PodAntiAffinity == nil || len(affinity.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) != 1 {
 		t.Errorf("affinity %+v", affinity)
 	}
-	if strategy := set.Spec.UpdateStrategy; strategy.Type != appsv1.RollingUpdateDaemonSetStrategyType || strategy.RollingUpdate.MaxUnavailable.IntValue() != 2 {
+	if strategy := daemons.Spec.UpdateStrategy; strategy.Type != appsv1.RollingUpdateDaemonSetStrategyType || strategy.RollingUpdate.MaxUnavailable.IntValue() != 2 {
 		t.Errorf("update strategy %+v", strategy)
 	}
 	c := template.Spec.Containers[0]

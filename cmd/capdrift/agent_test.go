@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,9 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/capdrift/capdrift/cri"
+	"github.com/capdrift/capdrift/cri/fake"
 )
 
 // TestConfig: each mistake is named by its key, and nothing is taken silently.
@@ -80,6 +84,46 @@ func TestConfig(t *testing.T) {
 				t.Errorf("%v, want %q", err, row.want)
 			}
 		})
+	}
+}
+
+// FuzzConfigVersion: what passes for a version of today is in force as one.
+func FuzzConfigVersion(f *testing.F) {
+	for _, text := range []string{"version: 1", "version: 2", "version: null", "version: '1'", "Version: 3", "version: 1.0", "version: [1]", "log: {level: info}", "version: 1\nversion: 2", "- version"} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c := defaultConfig()
+		if checkVersion(text) == nil && yaml.UnmarshalStrict(text, &c) == nil && c.Version != configVersion {
+			t.Errorf("version %d of %q is in force", c.Version, text)
+		}
+	})
+}
+
+// TestAgentFindsOneOfSeveralRuntimes: where none is there yet, an agent says so and finds the one that comes.
+func TestAgentFindsOneOfSeveralRuntimes(t *testing.T) {
+	dir, err := os.MkdirTemp("", "capdrift-") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	c := defaultConfig()
+	c.Runtime.Endpoints = []string{"unix://" + filepath.Join(dir, "containerd/containerd.sock"), filepath.Join(dir, "crio/crio.sock")}
+	if err := c.validate(); err != nil {
+		t.Fatal(err)
+	}
+	runtime := &dialing{options: c.runtime()}
+	t.Cleanup(func() { _ = runtime.Close() })
+	if _, err := runtime.Inventory(t.Context()); !errors.Is(err, cri.ErrNoRuntime) {
+		t.Fatalf("without any: %v", err)
+	}
+	server, err := fake.Start(load(t, "cri-o-1.37.0"), filepath.Join(dir, "crio/crio.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	if told, err := runtime.Inventory(t.Context()); err != nil || told.Runtime.Name != "cri-o" {
+		t.Errorf("%+v, %v", told.Runtime, err)
 	}
 }
 
