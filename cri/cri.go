@@ -74,6 +74,7 @@ const maxList = 16 << 20
 // Options say which runtime to ask, and how. The zero value finds one.
 type Options struct {
 	Endpoint string        // unix:///run/containerd/containerd.sock or a path; empty to look in the usual places
+	Places   []string      // paths of sockets to look in without an Endpoint, instead of the usual places
 	Root     string        // of the node's files: the usual places and the bundles are below it; empty for /
 	Timeout  time.Duration // of each call; 10 s when zero
 	Parallel int           // status calls under way at once; 16 when zero
@@ -132,8 +133,13 @@ func find(ctx context.Context, o Options) (*Client, error) {
 	var found *Client
 	var passed []drift.Limit
 	var failures []error
-	for _, place := range usualPlaces {
-		path := filepath.Join("/", o.Root, place)
+	places := o.Places
+	if len(places) == 0 {
+		for _, place := range usualPlaces {
+			places = append(places, filepath.Join("/", o.Root, place))
+		}
+	}
+	for _, path := range places {
 		var err error
 		if found == nil {
 			found, err = connect(ctx, path, o)
@@ -156,6 +162,8 @@ func find(ctx context.Context, o Options) (*Client, error) {
 	case found != nil:
 		found.passed = passed
 		return found, nil
+	case len(failures) == 0 && len(o.Places) > 0:
+		return nil, fmt.Errorf("%w: looked for %s", ErrNoRuntime, strings.Join(o.Places, ", "))
 	case len(failures) == 0:
 		return nil, fmt.Errorf("%w under %s: looked for %s; name one with --cri-endpoint",
 			ErrNoRuntime, filepath.Join("/", o.Root), strings.Join(usualPlaces, ", "))

@@ -614,6 +614,22 @@ func TestFindsTheRuntime(t *testing.T) {
 			t.Errorf("%+v %v", got.Runtime, got.Limits)
 		}
 	})
+	t.Run("the first of several places that are named", func(t *testing.T) {
+		root := shortDir(t)
+		server := start(t, root, crio, load(t, "cri-o-1.37.0"))
+		start(t, root, containerd, one(t, "default")) // in none of the places
+		client, err := cri.Connect(t.Context(), cri.Options{Root: "/nowhere", Places: []string{filepath.Join(root, k3s), filepath.Join(root, crio)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = client.Close() })
+		if got := inventory(t, client); got.Runtime.Endpoint != server.Endpoint || len(got.Limits) != 0 {
+			t.Errorf("%+v %v", got.Runtime, got.Limits)
+		}
+		if _, err := cri.Connect(t.Context(), cri.Options{Places: []string{"/nowhere/a.sock", "/nowhere/b.sock"}}); !errors.Is(err, cri.ErrNoRuntime) || !strings.HasSuffix(err.Error(), "looked for /nowhere/a.sock, /nowhere/b.sock") {
+			t.Error(err)
+		}
+	})
 	t.Run("k3s beside Docker's containerd, which has no CRI, and an idle CRI-O", func(t *testing.T) {
 		root := shortDir(t)
 		docker := one(t, "default")

@@ -107,6 +107,7 @@ func TestQueries(t *testing.T) {
 		t.Fatalf("status %d, %v: %s", status, err, stderr)
 	}
 	series := exported(t)
+	series["kube_node_info"], series["up"] = map[string][]string{"os_image": {plainNode["os_image"]}, "provider_id": {plainNode["provider_id"]}, "container_runtime_version": {plainNode["container_runtime_version"]}}, map[string][]string{"job": {"capdrift"}}
 	for i, one := range understood {
 		labels := slices.Clone(added)
 		for _, selector := range one.Selectors {
@@ -134,6 +135,79 @@ func TestQueries(t *testing.T) {
 			if strings.Contains(list[i].expression, " by (") && !slices.Contains(one.Labels, label) {
 				t.Errorf("%s shows %s, by which it does not group", list[i].where, label)
 			}
+		}
+	}
+}
+
+// plainNode is what kube-state-metrics tells of a node that an agent can be on
+// (kube_node_info, docs/metrics/cluster/node-metrics.md of its sources).
+var plainNode = map[string]string{
+	"os_image": "Debian GNU/Linux 13 (trixie)", "provider_id": "aws:///eu-west-1a/i-0123456789abcdef0", "container_runtime_version": "containerd://2.4.2",
+}
+
+// TestSilentNode: one node on which no agent is heard is told, and none that can have no agent.
+func TestSilentNode(t *testing.T) {
+	list := alerts(t)
+	i := slices.IndexFunc(list, func(a asked) bool { return a.where == "alert CapdriftSilent" })
+	if i < 0 {
+		t.Fatal("there is no alert about one node")
+	}
+	expression := list[i].expression
+	for _, want := range []string{"unless on (node) capdrift_build_info", `or group by (node) (up{job="capdrift", node!=""} == 0)`} {
+		if !strings.Contains(expression, want) {
+			t.Errorf("no %q in %s", want, expression)
+		}
+	}
+	if !strings.Contains(render(t, set("monitoring.podMonitor.enabled=true")...), "jobLabel: app.kubernetes.io/name ") {
+		t.Error("the job of the PodMonitor is not called capdrift")
+	}
+	stdout, stderr, status := run(t, mustJSON(t, []string{expression}), tool(t, "promql"))
+	var understood []struct {
+		Selectors []struct {
+			Name     string
+			Matchers []struct{ Label, Type, Value string }
+		}
+	}
+	if err := json.Unmarshal([]byte(stdout), &understood); err != nil || status != 0 {
+		t.Fatalf("status %d, %v: %s", status, err, stderr)
+	}
+	for what, row := range map[string]struct {
+		label, value string
+		told         bool
+	}{
+		"a plain node":                   {"os_image", "Debian GNU/Linux 13 (trixie)", true},
+		"a node without a provider":      {"provider_id", "", true},
+		"Windows":                        {"os_image", "Windows Server 2022 Datacenter", false},
+		"EKS on Fargate":                 {"provider_id", "aws:///eu-west-1a/0123-abcd/fargate-ip-192-168-1-2.eu-west-1.compute.internal", false},
+		"virtual-kubelet, of no runtime": {"container_runtime_version", "", false},
+	} {
+		node := maps.Clone(plainNode)
+		node[row.label] = row.value
+		told := true
+		for _, m := range understood[0].Selectors[0].Matchers {
+			told = told && matches(t, m.Type, m.Value)(node[m.Label])
+		}
+		if told != row.told || understood[0].Selectors[0].Name != "kube_node_info" {
+			t.Errorf("%s: told %v, want %v", what, told, row.told)
+		}
+	}
+}
+
+func mustJSON(t *testing.T, v any) string {
+	t.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestNoNegativeAlert: no alert subtracts. A counter that began anew would make the difference negative, and
+// hide what another series of the node counted.
+func TestNoNegativeAlert(t *testing.T) {
+	for _, a := range alerts(t) {
+		if regexp.MustCompile(`[)}\]] *- *[a-z0-9(]`).MatchString(a.expression) || strings.Contains(a.expression, "delta(") {
+			t.Errorf("%s subtracts: %s", a.where, a.expression)
 		}
 	}
 }

@@ -28,6 +28,7 @@ const (
 	GapOtherRuntime  GapCode = "other_runtime"        // another runtime's containers, or another namespace's
 	GapNoAgent       GapCode = "no_agent"             // a node of a cluster without an agent
 	GapWindowsNode   GapCode = "windows_node"         // a node of a cluster that runs Windows
+	GapVirtualNode   GapCode = "virtual_node"         // a node of a cluster whose containers run elsewhere
 	GapStarting      GapCode = "starting"             // what an OCI runtime is starting
 	GapMissed        GapCode = "processes_missed"     // they ended before anybody could read them
 	GapUnconfirmed   GapCode = "unconfirmed"          // a suspicion that no second look confirmed
@@ -42,7 +43,7 @@ const (
 func AcceptableGaps() []GapCode {
 	return []GapCode{
 		GapGuest, GapPartial, GapUnreadable, GapProcesses, GapThreads, GapHidden, GapUnplaced, GapOverdue, GapCgroups,
-		GapNamespaces, GapOldKernel, GapBetween, GapPodSpecs, GapOtherRuntime, GapNoAgent, GapWindowsNode,
+		GapNamespaces, GapOldKernel, GapBetween, GapPodSpecs, GapOtherRuntime, GapNoAgent, GapWindowsNode, GapVirtualNode,
 	}
 }
 

@@ -231,27 +231,58 @@ type Node struct {
 	Name    string
 	Problem string // "" when it is Ready
 	Windows bool   // no agent can be on it
+	Virtual string // what shows that its containers run elsewhere; "" for a node that has its own
 }
 
-// Nodes lists the nodes of the cluster.
-func (c *Cluster) Nodes(ctx context.Context) ([]Node, error) {
+// node is what is read of a node.
+type node struct {
+	Metadata struct {
+		Name   string            `json:"name"`
+		Labels map[string]string `json:"labels"`
+	} `json:"metadata"`
+	Spec struct {
+		ProviderID string `json:"providerID"`
+	} `json:"spec"`
+	Status struct {
+		Conditions []condition `json:"conditions"`
+		NodeInfo   struct {
+			OperatingSystem string `json:"operatingSystem"`
+		} `json:"nodeInfo"`
+	} `json:"status"`
+}
+
+// virtual says by what a node is known to stand for machines that Kubernetes does not show: each
+// pod of EKS on Fargate has one, which takes no DaemonSet's pods
+// (https://docs.aws.amazon.com/eks/latest/userguide/fargate.html), and a virtual-kubelet one is an
+// API of a cloud (node-cli's label, https://virtual-kubelet.io/docs/architecture). It returns "" for
+// every other node.
+func (n node) virtual() string {
+	const fargate, kubelet = "eks.amazonaws.com/compute-type", "type"
+	id := n.Spec.ProviderID
+	switch {
+	case n.Metadata.Labels[fargate] == "fargate":
+		return "it is of EKS on Fargate (label " + fargate + "=fargate)"
+	case strings.HasPrefix(id, "aws://") && strings.HasPrefix(id[strings.LastIndex(id, "/")+1:], "fargate-"):
+		return "it is of EKS on Fargate (provider id " + shown(id) + ")"
+	case n.Metadata.Labels[kubelet] == "virtual-kubelet":
+		return "it is a virtual-kubelet (label " + kubelet + "=virtual-kubelet)"
+	}
+	return ""
+}
+
+// NodeSelector chooses nodes as kubectl does; the zero value takes all.
+type NodeSelector struct{ Labels, Fields string }
+
+// Nodes lists the nodes of the cluster that are selected.
+func (c *Cluster) Nodes(ctx context.Context, selector NodeSelector) ([]Node, error) {
 	var nodes []Node
-	err := list(ctx, c, question{resource: "nodes"}, metav1.ListOptions{}, func(item struct {
-		Metadata struct {
-			Name string `json:"name"`
-		} `json:"metadata"`
-		Status struct {
-			Conditions []condition `json:"conditions"`
-			NodeInfo   struct {
-				OperatingSystem string `json:"operatingSystem"`
-			} `json:"nodeInfo"`
-		} `json:"status"`
-	}) {
-		node := Node{Name: clip(item.Metadata.Name), Windows: item.Status.NodeInfo.OperatingSystem == "windows"}
+	o := metav1.ListOptions{LabelSelector: selector.Labels, FieldSelector: selector.Fields}
+	err := list(ctx, c, question{resource: "nodes"}, o, func(item node) {
+		one := Node{Name: clip(item.Metadata.Name), Windows: item.Status.NodeInfo.OperatingSystem == "windows", Virtual: item.virtual()}
 		if why := unready(item.Status.Conditions); why != "" {
-			node.Problem = "the node is " + why
+			one.Problem = "the node is " + why
 		}
-		nodes = append(nodes, node)
+		nodes = append(nodes, one)
 	})
 	slices.SortFunc(nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
 	return nodes, err

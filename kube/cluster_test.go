@@ -146,9 +146,56 @@ func TestNodes(t *testing.T) {
 	} {
 		known.Put("nodes", fake.Object{"metadata": fake.Object{"name": name}, "status": status})
 	}
-	nodes, err := clusterOf(t, known).Nodes(t.Context())
-	if want := []Node{{"a", "the node is not Ready (NodeStatusUnknown)", false}, {"b", "", false}, {"win", "the node is not Ready", true}}; err != nil || !slices.Equal(nodes, want) {
+	nodes, err := clusterOf(t, known).Nodes(t.Context(), NodeSelector{})
+	if want := []Node{{"a", "the node is not Ready (NodeStatusUnknown)", false, ""}, {"b", "", false, ""}, {"win", "the node is not Ready", true, ""}}; err != nil || !slices.Equal(nodes, want) {
 		t.Errorf("got %v, %v", nodes, err)
+	}
+}
+
+// TestVirtualNodes: nodes whose containers run elsewhere are told by what EKS and virtual-kubelet write, and no others.
+func TestVirtualNodes(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		labels map[string]string
+		id     string
+		want   string
+	}{
+		{"a plain node", map[string]string{"kubernetes.io/os": "linux"}, "aws:///eu-west-1a/i-0123456789abcdef0", ""},
+		{"no labels and no provider", nil, "", ""},
+		{"Fargate by its label", map[string]string{"eks.amazonaws.com/compute-type": "fargate"}, "", "it is of EKS on Fargate (label eks.amazonaws.com/compute-type=fargate)"},
+		{"Fargate by its provider id", nil, "aws:///eu-west-1a/0123-abcd/fargate-ip-192-168-1-2.eu-west-1.compute.internal", "it is of EKS on Fargate (provider id aws:///eu-west-1a/0123-abcd/fargate-ip-192-168-1-2.eu-west-1.compute.internal)"},
+		{"EKS on machines", map[string]string{"eks.amazonaws.com/compute-type": "ec2"}, "aws:///eu-west-1a/i-0", ""},
+		{"another provider's machine of that name", nil, "gce://project/zone/fargate-1", ""},
+		{"a virtual-kubelet", map[string]string{"type": "virtual-kubelet"}, "", "it is a virtual-kubelet (label type=virtual-kubelet)"},
+		{"another type", map[string]string{"type": "gpu"}, "", ""},
+	} {
+		var n node
+		n.Metadata.Labels, n.Spec.ProviderID = row.labels, row.id
+		if got := n.virtual(); got != row.want {
+			t.Errorf("%s: %q, want %q", row.name, got, row.want)
+		}
+	}
+}
+
+// TestSelectedNodes: the API server is asked for the nodes of a label and of a field.
+func TestSelectedNodes(t *testing.T) {
+	leakless(t)
+	known := &fake.Cluster{}
+	for name, pool := range map[string]string{"a": "gpu", "b": "gpu", "c": "web"} {
+		known.Put("nodes", fake.Object{"metadata": fake.Object{"name": name, "labels": fake.Object{"pool": pool}}})
+	}
+	cluster := clusterOf(t, known)
+	for selector, want := range map[NodeSelector]string{
+		{}: "a b c", {Labels: "pool=gpu"}: "a b", {Fields: "metadata.name=c"}: "c", {Labels: "pool=gpu", Fields: "metadata.name=b"}: "b", {Labels: "pool=none"}: "",
+	} {
+		nodes, err := cluster.Nodes(t.Context(), selector)
+		var names []string
+		for _, n := range nodes {
+			names = append(names, n.Name)
+		}
+		if got := strings.Join(names, " "); err != nil || got != want {
+			t.Errorf("%+v: %q, want %q (%v)", selector, got, want, err)
+		}
 	}
 }
 
@@ -178,7 +225,7 @@ func TestClusterNamesTheMissingRule(t *testing.T) {
 	leakless(t)
 	known := &fake.Cluster{Forbidden: map[string]bool{"nodes": true, "pods": true, "deployments": true, "pods/portforward": true}}
 	cluster := clusterOf(t, known)
-	_, nodes := cluster.Nodes(t.Context())
+	_, nodes := cluster.Nodes(t.Context(), NodeSelector{})
 	_, agents := cluster.Agents(t.Context(), "capdrift", "")
 	_, workload := cluster.PodsOf(t.Context(), "shop", "deploy", "web")
 	_, forwarding := cluster.Dial(t.Context(), AgentPod{Namespace: "capdrift", Name: "agent", Port: 1})

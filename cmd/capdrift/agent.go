@@ -48,7 +48,7 @@ It needs uid 0 for the runtime's socket, and no capability; docs/agent.md says m
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.config, "config", "", "the configuration file (YAML)")
-	flags.BoolVar(&o.check, "check-config", false, "read the configuration and the policy, print what is in force, and end")
+	flags.BoolVar(&o.check, "check-config", false, "read the configuration and the files that it names, print what is in force, and end")
 	flags.StringVar(&o.socket, "socket", "", "where to serve, instead of api.socket")
 	flags.StringVar(&o.dataDir, "data-dir", "", "where the journal is, instead of journal.dir")
 	flags.StringVar(&o.endpoint, "cri-endpoint", "", "the runtime's CRI socket, instead of runtime.endpoint")
@@ -62,6 +62,9 @@ func (o *agentOptions) read() (config, error) {
 	c, err := readConfig(o.config)
 	if err != nil {
 		return config{}, err
+	}
+	if o.endpoint != "" {
+		c.Runtime.Endpoints = []string{}
 	}
 	for _, one := range []struct {
 		flag string
@@ -83,7 +86,7 @@ func (o *agentOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	if o.check {
-		if _, err := c.Policy.read(); err != nil {
+		if err := c.works(); err != nil {
 			return printableError(err)
 		}
 		text, err := yaml.Marshal(c)

@@ -101,6 +101,9 @@ func TestExitStatus(t *testing.T) {
 	windows := situation{of: "f", cluster: func(c *cluster) {
 		c.Put("nodes", kubefake.Object{"metadata": kubefake.Object{"name": "win-1"}, "status": kubefake.Object{"nodeInfo": kubefake.Object{"operatingSystem": "windows"}}})
 	}}
+	fargate := situation{of: "f", cluster: func(c *cluster) {
+		c.Put("nodes", kubefake.Object{"metadata": kubefake.Object{"name": "fargate-1", "labels": kubefake.Object{"eks.amazonaws.com/compute-type": "fargate"}}})
+	}}
 	deaf := two
 	deaf.cluster = func(c *cluster) {
 		c.node("worker-2")
@@ -147,6 +150,11 @@ func TestExitStatus(t *testing.T) {
 		with(two, "The same, accepted by name", "--exceptions "+files["gaps"]),
 		with(windows, "A node of the cluster runs Windows", ""),
 		with(windows, "The same, accepted by name", "--exceptions "+files["gaps"]),
+		with(fargate, "A node of the cluster is of Fargate, or virtual", ""),
+		with(fargate, "The same, accepted by name", "--exceptions "+files["gaps"]),
+		{name: "The same, without a gate", of: "f", level: "none", cluster: fargate.cluster},
+		with(two, "A node without an agent is not among those of `--node-field-selector`", "--node-field-selector metadata.name=worker-1"),
+		with(two, "No node has what `--node-selector` asks for", "--node-selector pool=none"),
 		{name: "A namespace that nothing is in", of: "laf", flags: "-n nowhere", but: map[string]string{"audit": ""}},
 		{name: "A container that is not there (`--container`)", of: "l", flags: "--container nowhere", but: map[string]string{"audit": ""}},
 		{name: "A node that is not there, with `--allow-missing` too", of: "f", flags: "--node nowhere --allow-missing"},
@@ -296,7 +304,7 @@ func exceptionFiles(t *testing.T) map[string]string {
   - {id: partial, gaps: [container_partial], node: node-a, object: container/default/default/default, owner: us@ours.example, reason: R, expires: END}
   - {id: hidden, gaps: [processes_hidden], node: "*", object: node, owner: us@ours.example, reason: R, expires: END}
   - {id: moby, gaps: [other_runtime], node: "*", object: containerd/moby, owner: us@ours.example, reason: R, expires: END}
-  - {id: nodes, gaps: [no_agent, windows_node], node: "*", object: node, owner: us@ours.example, reason: R, expires: END}
+  - {id: nodes, gaps: [no_agent, windows_node, virtual_node], node: "*", object: node, owner: us@ours.example, reason: R, expires: END}
 `
 	const failures = `exceptions:
   - {id: privileged, containers: "true", rules: [pss-baseline-privileged, pss-baseline-capabilities], capabilities: [ALL], kinds: [bounding_excess], owner: us@ours.example, reason: R, expires: END}

@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/clientcmd"
 
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
@@ -46,6 +48,7 @@ type fleetOptions struct {
 	kube         *kubeOptions
 	agents       string // their namespace
 	nodes        []string
+	selector     kube.NodeSelector // in place of nodes
 	parallel     int
 	perNode      time.Duration
 	timeout      time.Duration
@@ -56,6 +59,8 @@ func (o *fleetOptions) addFlags(cmd *cobra.Command, perNode, timeout time.Durati
 	flags := cmd.Flags()
 	flags.StringVar(&o.agents, "agent-namespace", "capdrift", "the namespace of the agents' pods; who may make pods there is believed")
 	flags.StringArrayVar(&o.nodes, "node", nil, "ask only the agent of this node; may be repeated (default: every node of the cluster)")
+	flags.StringVar(&o.selector.Labels, "node-selector", "", "ask only the agents of nodes with these labels, as kubectl's --selector: pool=gpu,zone!=a")
+	flags.StringVar(&o.selector.Fields, "node-field-selector", "", "ask only the agents of nodes with these fields, as kubectl's --field-selector: spec.unschedulable=false")
 	flags.IntVar(&o.parallel, "parallel", 16, "how many agents are asked at the same time")
 	if perNode > 0 { // else it is followed for as long as it is there
 		flags.DurationVar(&o.perNode, "node-timeout", perNode, "how long one node may take; 0 for no limit")
@@ -78,7 +83,32 @@ func (o *fleetOptions) validate() error {
 	case slices.Contains(o.nodes, ""):
 		return errors.New("--node is empty")
 	}
+	if len(o.nodes) > 0 && o.selects() {
+		return errNamedAndSelected
+	}
+	if _, err := labels.Parse(o.selector.Labels); err != nil {
+		return fmt.Errorf("--node-selector=%s: %w; want such as pool=gpu", printable(o.selector.Labels), err)
+	}
+	if _, err := fields.ParseSelector(o.selector.Fields); err != nil {
+		return fmt.Errorf("--node-field-selector=%s: %w; want such as spec.unschedulable=false", printable(o.selector.Fields), err)
+	}
 	return nil
+}
+
+var errNamedAndSelected = errors.New("nodes are named, and chosen by --node-selector or --node-field-selector: want one of the two")
+
+// selects reports whether nodes are chosen by their labels or fields.
+func (o *fleetOptions) selects() bool { return o.selector != kube.NodeSelector{} }
+
+// selected lists the nodes that are chosen by labels and fields, or all. It is an error where
+// nodes are chosen and none is there.
+func (o *fleetOptions) selected(ctx context.Context, cluster *kube.Cluster) ([]kube.Node, error) {
+	nodes, err := cluster.Nodes(ctx, o.selector)
+	if err == nil && len(nodes) == 0 && o.selects() {
+		err = fmt.Errorf("no node of the cluster has what --node-selector=%s and --node-field-selector=%s ask for; kubectl get nodes --show-labels shows what there is",
+			printable(o.selector.Labels), printable(o.selector.Fields))
+	}
+	return nodes, err
 }
 
 // client is what the flags of a command that asks one agent are here.
@@ -93,9 +123,9 @@ func (o *fleetOptions) completeNodes(cmd *cobra.Command, _ []string, begun strin
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	defer cluster.Close()
-	nodes, _ := cluster.Nodes(ctx) // a shell has no place for an error
+	nodes, _ := cluster.Nodes(ctx, kube.NodeSelector{}) // a shell has no place for an error
 	for _, node := range nodes {
-		if !node.Windows && strings.HasPrefix(node.Name, begun) {
+		if !node.Windows && node.Virtual == "" && strings.HasPrefix(node.Name, begun) {
 			names = append(names, node.Name)
 		}
 	}
@@ -111,7 +141,7 @@ type fleet struct {
 	named   bool // by a person
 	// unlisted says why it is not known whether these are all nodes, nil when it is.
 	unlisted error
-	windows  []string // nodes on which no agent can be, and that nobody asked for by name
+	apart    []drift.Gap // nodes on which no agent can be, and that nobody asked for by name
 }
 
 // member is one node.
@@ -129,6 +159,9 @@ func (o *fleetOptions) open(ctx context.Context, named []string) (*fleet, error)
 
 // openOn finds the agents of nodes, which exist where nobody named them.
 func (o *fleetOptions) openOn(ctx context.Context, nodes []string, named bool) (*fleet, error) {
+	if named && len(nodes) > 0 && o.selects() {
+		return nil, usageError{errNamedAndSelected}
+	}
 	cluster, err := kube.NewCluster(o.kube.loader())
 	if err != nil {
 		return nil, err
@@ -164,24 +197,24 @@ func (f *fleet) find(ctx context.Context, nodes []string) error {
 		return fmt.Errorf("the agents cannot be found: %w", err)
 	}
 	problems := make(map[string]string)
-	f.windows = nil
+	f.apart = nil
 	if f.named {
 		if err := f.exist(ctx, nodes, agents); err != nil {
 			return err
 		}
 	}
 	if len(nodes) == 0 {
-		all, err := f.cluster.Nodes(ctx)
+		all, err := f.selected(ctx, f.cluster)
 		var forbidden *kube.ForbiddenError
 		switch {
-		case errors.As(err, &forbidden):
+		case errors.As(err, &forbidden) && !f.selects():
 			f.unlisted, nodes = err, slices.Collect(maps.Keys(agents))
 		case err != nil:
 			return err
 		}
 		for _, node := range all {
-			if node.Windows {
-				f.windows = append(f.windows, node.Name)
+			if gap := unwatchable(node, agents[node.Name]); gap != nil {
+				f.apart = append(f.apart, *gap)
 				continue
 			}
 			nodes = append(nodes, node.Name)
@@ -211,7 +244,7 @@ func (f *fleet) exist(ctx context.Context, named []string, agents map[string]kub
 	if !slices.ContainsFunc(named, func(node string) bool { return agents[node].Name == "" }) {
 		return nil
 	}
-	all, err := f.cluster.Nodes(ctx)
+	all, err := f.cluster.Nodes(ctx, kube.NodeSelector{})
 	var forbidden *kube.ForbiddenError
 	if err != nil && !errors.As(err, &forbidden) {
 		return err
@@ -496,6 +529,11 @@ func (f *fleet) finish(errs io.Writer, list []silence, gate *gateOptions) error 
 	if f.unlisted != nil {
 		fmt.Fprintf(errs, "capdrift: warning: only nodes with an agent are known: %s\n", oneLine(f.unlisted))
 	}
+	for _, gap := range f.apart {
+		if !gate.asked() { // which names it otherwise
+			fmt.Fprintf(errs, "capdrift: not asked: %s: %s\n", printable(gap.Node), gap.Why)
+		}
+	}
 	switch {
 	case f.allowMissing:
 	case len(list) > 0:
@@ -507,11 +545,21 @@ func (f *fleet) finish(errs io.Writer, list []silence, gate *gateOptions) error 
 }
 
 // gaps are those of the cluster: nodes on which no agent can be.
-func (f *fleet) gaps() (list []drift.Gap) {
-	for _, node := range f.windows {
-		list = append(list, drift.Gap{Code: drift.GapWindowsNode, Node: node, Object: drift.WholeNode, Why: "it runs Windows, where no agent can be"})
+func (f *fleet) gaps() []drift.Gap { return slices.Clone(f.apart) }
+
+// unwatchable is the gap of a node on which no agent can be; nil for others. A virtual node is what
+// its labels say, which its own kubelet may have written, so one whose agent is Ready is asked.
+func unwatchable(node kube.Node, agent kube.AgentPod) *drift.Gap {
+	gap := drift.Gap{Node: node.Name, Object: drift.WholeNode}
+	switch {
+	case node.Windows:
+		gap.Code, gap.Why = drift.GapWindowsNode, "it runs Windows, where no agent can be"
+	case node.Virtual != "" && (agent.Name == "" || agent.Problem != ""):
+		gap.Code, gap.Why = drift.GapVirtualNode, node.Virtual+", where no agent can be"
+	default:
+		return nil
 	}
-	return list
+	return &gap
 }
 
 // otherVersions says which agents are not of this program's version.

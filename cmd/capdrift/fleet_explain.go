@@ -196,8 +196,18 @@ func (o *explainFleetOptions) pods(ctx context.Context, named string) ([]kube.Po
 	if err != nil {
 		return nil, err
 	}
-	if len(o.fleet.nodes) > 0 {
-		pods = slices.DeleteFunc(pods, func(pod kube.PodRef) bool { return !slices.Contains(o.fleet.nodes, pod.Node) })
+	nodes := o.fleet.nodes
+	if o.fleet.selects() {
+		chosen, err := o.fleet.selected(ctx, cluster)
+		if err != nil {
+			return nil, err
+		}
+		for _, node := range chosen {
+			nodes = append(nodes, node.Name)
+		}
+	}
+	if len(nodes) > 0 {
+		pods = slices.DeleteFunc(pods, func(pod kube.PodRef) bool { return !slices.Contains(nodes, pod.Node) })
 	}
 	if len(pods) == 0 {
 		return nil, fmt.Errorf("%s/%s in namespace %s has no running pod on any node that is asked", printable(kind), printable(name), printable(namespace))

@@ -117,6 +117,49 @@ func fleetOfThree(t *testing.T) *cluster {
 	return c
 }
 
+// TestFleetSelectsNodes: nodes are chosen by label and by field, and virtual ones are left out by what they are.
+func TestFleetSelectsNodes(t *testing.T) {
+	leakless(t)
+	c := fleetOfThree(t)
+	pool := func(name string, labels fake.Object) {
+		c.Put("nodes", fake.Object{"metadata": fake.Object{"name": name, "labels": labels}, "status": fake.Object{"conditions": []fake.Object{{"type": "Ready", "status": "True"}}}})
+	}
+	pool("virtual-1", fake.Object{"type": "virtual-kubelet", "pool": "cloud"})
+	pool("fargate-1", fake.Object{"eks.amazonaws.com/compute-type": "fargate", "pool": "cloud"})
+	c.sockets["agent-posing"] = c.sockets["agent-worker-1"]
+	pool("posing", fake.Object{"type": "virtual-kubelet", "pool": "posing"})
+	c.agent("posing", "agent-posing")
+	for name, row := range map[string]struct {
+		args   string
+		status int
+		out    string // names of nodes that answer
+		errs   string
+	}{
+		"by field":                               {"get nodes -o name --node-field-selector metadata.name=worker-2", 0, "node/worker-2\n", ""},
+		"by label, though it says it is virtual": {"get nodes -o name --node-selector pool=posing", 0, "node/posing\n", ""},
+		"virtual ones alone":                     {"get nodes -o name --node-selector pool=cloud", 0, "", "not asked: fargate-1: it is of EKS on Fargate (label eks.amazonaws.com/compute-type=fargate), where no agent can be\ncapdrift: not asked: virtual-1: it is a virtual-kubelet"},
+		"all, virtual ones told":                 {"get nodes -o name", 1, "node/posing\nnode/worker-1\nnode/worker-2\n", "1 of 4 nodes did not answer"},
+		"none":                                   {"get nodes --node-selector pool=none", 1, "", "no node of the cluster has what --node-selector=pool=none and --node-field-selector= ask for"},
+		"by name and by label":                   {"get nodes --node worker-1 --node-selector pool=cloud", 2, "", "want one of the two"},
+		"an argument and a label":                {"get node worker-1 --node-selector pool=cloud", 2, "", "want one of the two"},
+		"a label that is none":                   {"get nodes --node-selector pool=(", 2, "", "--node-selector=pool=(: "},
+		"a field that is none":                   {"scan --node-field-selector pool", 2, "", "--node-field-selector=pool: "},
+		"explain on the nodes of a label":        {"explain deploy/web -c nginx --node-selector pool=cloud", 1, "", "has no running pod on any node that is asked"},
+		"a gate names them":                      {"get findings --node-selector pool=cloud --fail-on high", 1, "", "not seen: virtual_node on fargate-1: node: it is of EKS on Fargate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, status := capture(t, c.args(strings.Fields(row.args)...)...)
+			if status != row.status || row.out != "" && stdout != row.out || !strings.Contains(stderr, row.errs) {
+				t.Errorf("status %d\n%s\n%s", status, stdout, stderr)
+			}
+		})
+	}
+	c.Forbidden["nodes"] = true
+	if _, stderr, status := capture(t, c.args("get", "nodes", "--node-selector", "pool=cloud", "--allow-missing")...); status != 1 || !strings.Contains(stderr, "resources: [nodes]") {
+		t.Errorf("who may not list nodes cannot choose them: status %d: %s", status, stderr)
+	}
+}
+
 // moves is what differs from run to run.
 var moves = regexp.MustCompile(`("?(?:takenAt|startedAt|timestamp)"?[:=]) ?"[^"]*"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?: UTC|Z)?|https://127\.0\.0\.1:\d+|(?m)(agent is|than this) \([^)]*\)`)
 

@@ -35,6 +35,11 @@ type dialing struct {
 	client *cri.Client
 }
 
+// runtime says which runtime is asked, and how.
+func (c config) runtime() cri.Options {
+	return cri.Options{Endpoint: c.Runtime.Endpoint, Places: c.Runtime.places(), Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}
+}
+
 // Inventory implements [agent.Runtime].
 func (d *dialing) Inventory(ctx context.Context) (drift.Inventory, error) {
 	client, err := d.open(ctx)
@@ -252,7 +257,7 @@ func assemble(c config, log *slog.Logger) (parts, error) {
 	if err != nil {
 		return parts{}, err
 	}
-	runtime := &dialing{options: cri.Options{Endpoint: c.Runtime.Endpoint, Root: c.Node.HostRoot, Timeout: time.Duration(c.Runtime.Timeout)}}
+	runtime := &dialing{options: c.runtime()}
 	host := named{proc.New(c.Node.HostRoot, proc.Options{LeadersOnly: true, Readers: 1, Time: sweepTime, FirstTime: firstSweepTime}), c.Node.Name}
 	thorough := named{host.With(proc.Options{Threads: threadBudget, Readers: 1, Time: sweepTime, FirstTime: firstSweepTime}), c.Node.Name}
 	members := host.Members()
