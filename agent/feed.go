@@ -13,6 +13,8 @@ type View struct {
 	Report   drift.Report // its findings are those that are open
 	Status   []Component
 	Policy   *PolicyStatus // nil where none is asked for
+	// Sweep is how often the node is looked at as a whole; 0 where that is not known.
+	Sweep time.Duration
 	// Unconfirmed counts, since the agent started, what one look saw above [drift.Info] and
 	// no second look confirmed.
 	Unconfirmed map[drift.Kind]uint64
@@ -67,7 +69,7 @@ type Change struct {
 
 // Feed is the node's truth and how it changes, as servers need it.
 type Feed interface {
-	// View returns the newest view; false before there is one.
+	// View returns the newest view; false before there is one, when only its Sweep is set.
 	View() (View, bool)
 	// Watch returns a subscription that starts after the position. A position that is
 	// not kept any more, or of another epoch, starts with a whole view.

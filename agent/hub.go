@@ -27,7 +27,8 @@ func weight(change Change) int {
 // hub publishes views and changes to any number of watchers, and never waits for
 // one of them. It is a [Feed].
 type hub struct {
-	view atomic.Pointer[View]
+	view  atomic.Pointer[View]
+	first View // what is told before there is one
 
 	mu       sync.Mutex
 	kept     []Change // the newest, oldest first, of one epoch; containers without their processes
@@ -35,13 +36,13 @@ type hub struct {
 	watchers map[*subscription]bool
 }
 
-func newHub() *hub { return &hub{watchers: make(map[*subscription]bool)} }
+func newHub(first View) *hub { return &hub{first: first, watchers: make(map[*subscription]bool)} }
 
 // View implements [Feed].
 func (h *hub) View() (View, bool) {
 	view := h.view.Load()
 	if view == nil {
-		return View{}, false
+		return h.first, false
 	}
 	return *view, true
 }

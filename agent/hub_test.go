@@ -20,7 +20,7 @@ func told(h *hub, from uint64, changes ...Change) uint64 {
 // TestOneContainerMakesTheHubForgetNoOther: who comes back is told what has become of what
 // changed often, and all that was opened, resolved, added and removed.
 func TestOneContainerMakesTheHubForgetNoOther(t *testing.T) {
-	h := newHub()
+	h := newHub(View{})
 	position := func(n uint64) Position { return Position{BootID: "boot", Epoch: "e1", Sequence: n} }
 	at := told(h, 0, Change{Kind: FindingOpened, Finding: &drift.Finding{ID: "before"}})
 	came := at

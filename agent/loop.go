@@ -128,7 +128,7 @@ type state struct {
 
 // NewLoop makes a loop of its parts ready to [Loop.Run].
 func NewLoop(l Loop) *Loop {
-	l.hub, l.scans, l.settings, l.orders = newHub(), make(chan chan View), make(chan settings), make(chan func() []Change)
+	l.hub, l.scans, l.settings, l.orders = newHub(View{Sweep: l.Cadence.Sweep}), make(chan chan View), make(chan settings), make(chan func() []Change)
 	l.state = state{
 		containers: make(map[string]*drift.Container), components: make(map[string]Component), told: make(map[string]announced), met: make(map[string]time.Time),
 		unread: make(map[string]error), ended: ended(l.Former), ledger: newLedger(l.Cadence.Confirm, l.Open, l.Now()),
@@ -721,7 +721,7 @@ func (l *Loop) view(open []drift.Finding) View {
 	report.Cover()
 	view := View{
 		Position: Position{s.node.BootID, l.Epoch, s.sequence}, Report: report, Policy: s.rules.status(open, l.Now()),
-		Unconfirmed: maps.Clone(s.ledger.transients.counts),
+		Unconfirmed: maps.Clone(s.ledger.transients.counts), Sweep: l.Cadence.Sweep,
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.components)) {
 		view.Status = append(view.Status, s.components[name])

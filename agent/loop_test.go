@@ -936,3 +936,26 @@ func TestTheCoverageSaysWhatTheRuntimeDoesNotTell(t *testing.T) {
 	c.advance(11 * time.Minute)
 	passes(t, c, "and not for ever", nothing)
 }
+
+// TestTheViewTellsHowOftenTheNodeIsLookedAt: before the first look too, and as it is changed.
+func TestTheViewTellsHowOftenTheNodeIsLookedAt(t *testing.T) {
+	m, c := newMachine(), newClock()
+	before := false
+	loop := running(t, m, c, func(l *agent.Loop) {
+		l.Cadence.Sweep = 20 * time.Second
+		view, looked := agent.NewLoop(*l).View()
+		before = view.Sweep == 20*time.Second && !looked
+	})
+	view, _ := loop.View()
+	if !before || view.Sweep != 20*time.Second {
+		t.Errorf("it is told before the first look: %v, and after it: %v", before, view.Sweep)
+	}
+	cadence := agent.DefaultCadence()
+	cadence.Sweep = time.Minute
+	if err := loop.Configure(t.Context(), cadence, drift.Given{}); err != nil {
+		t.Fatal(err)
+	}
+	if view, err := loop.Scan(t.Context()); err != nil || view.Sweep != time.Minute {
+		t.Errorf("changed to a minute, it is %v, %v", view.Sweep, err)
+	}
+}

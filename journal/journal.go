@@ -4,7 +4,7 @@
 // Read it in this order: [Open] yields a [Journal] and a [Report] of what it found;
 // [Journal.Commit] writes a [Batch] of records together with changes of a small
 // keyed state; [Journal.Read] and [Journal.All] give the records back, and the gaps
-// between them.
+// between them; [Snapshot] reads a journal of which nothing may be changed.
 //
 // # Promises
 //
@@ -218,10 +218,13 @@ func Open(dir string, options Options) (*Journal, Report, error) {
 	report, err := j.open()
 	if err != nil {
 		j.abandon()
-		return nil, report, fmt.Errorf("journal in %s: %w", dir, advise(err))
+		return nil, report, wrap(dir, err)
 	}
 	return j, report, nil
 }
+
+// wrap says of which journal an error is, and what to do about it.
+func wrap(dir string, err error) error { return fmt.Errorf("journal in %s: %w", dir, advise(err)) }
 
 func (j *Journal) open() (Report, error) {
 	var report Report
@@ -352,7 +355,7 @@ func (j *Journal) breakOff(cause error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken == nil {
-		j.broken = fmt.Errorf("journal in %s: %w", j.where, advise(cause))
+		j.broken = wrap(j.where, cause)
 	}
 	return j.broken
 }

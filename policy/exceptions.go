@@ -97,6 +97,30 @@ func loadExceptions(file string, text []byte) (list []Exception, gaps []Accepted
 	return list, gaps, nil
 }
 
+// CheckIDs returns a [*LoadError] where two exceptions or accepted gaps have the same id. Within
+// one file none have, but those of several files may.
+func CheckIDs(exceptions []Exception, gaps []AcceptedGap) error {
+	files := make(map[string]string) // by the id
+	check := func(id, file string, line int) error {
+		if other, twice := files[id]; twice {
+			return &LoadError{File: file, Line: line, Column: 1, Message: fmt.Sprintf("there is another exception %s in %s", id, other)}
+		}
+		files[id] = file
+		return nil
+	}
+	for _, e := range exceptions {
+		if err := check(e.ID, e.File, e.Line); err != nil {
+			return err
+		}
+	}
+	for _, g := range gaps {
+		if err := check(g.ID, g.File, g.Line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (r *reader) exception(n *yaml.Node) Exception {
 	e := Exception{File: r.file, Line: n.Line}
 	r.mapping(n, "an exception", map[string]func(*yaml.Node){
@@ -155,13 +179,11 @@ func (p *Policy) accept(exceptions []Exception, rules map[string]Pack) error {
 			builtIn[rule.ID] = true
 		}
 	}
-	seen := make(map[string]Exception)
+	if err := CheckIDs(exceptions, nil); err != nil {
+		return err
+	}
 	for i := range exceptions {
 		e := exceptions[i]
-		if other, twice := seen[e.ID]; twice {
-			return &LoadError{File: e.File, Line: e.Line, Column: 1, Message: fmt.Sprintf("there is another exception %s in %s", e.ID, other.File)}
-		}
-		seen[e.ID] = e
 		for _, id := range e.Rules {
 			if _, given := rules[id]; !given && !builtIn[id] {
 				return &LoadError{File: e.File, Line: e.Line, Column: 1, Message: fmt.Sprintf("the exception %s names the rule %.64q, which is in no pack", e.ID, id)}

@@ -16,10 +16,14 @@ import (
 // The names that the health service knows, beside that of the agent's service,
 // which is as ready as the agent is.
 const (
-	HealthLiveness   = "liveness"   // it answers; the empty name means the same
+	HealthLiveness   = "liveness"   // it looks at the node; the empty name means the same
 	HealthReadiness  = "readiness"  // it has looked at the node
 	HealthComponents = "component." // and the component's name: it fares well
 )
+
+// stalled is for how many sweeps nobody looked at the node when the agent is not alive: it
+// may hang in a read that never ends, which a restart ends.
+const stalled = 10
 
 // health answers from the feed, so that nothing has to be kept up to date.
 type health struct {
@@ -35,10 +39,20 @@ const (
 
 func (h *health) status(name string) grpc_health_v1.HealthCheckResponse_ServingStatus {
 	view, looked := h.service.feed.View()
-	return statusIn(view, looked, name)
+	return h.statusIn(view, looked, name)
 }
 
-func statusIn(view agent.View, looked bool, name string) grpc_health_v1.HealthCheckResponse_ServingStatus {
+// alive reports whether the node was looked at within the last sweeps. Before the first look
+// what counts is when the agent was started.
+func (h *health) alive(view agent.View, looked bool) bool {
+	last := h.service.options.Identity.Started
+	if looked {
+		last = view.Report.TakenAt
+	}
+	return view.Sweep == 0 || last.IsZero() || h.service.options.Now().Sub(last) < stalled*view.Sweep
+}
+
+func (h *health) statusIn(view agent.View, looked bool, name string) grpc_health_v1.HealthCheckResponse_ServingStatus {
 	well := func(ok bool) grpc_health_v1.HealthCheckResponse_ServingStatus {
 		if ok {
 			return serving
@@ -47,7 +61,7 @@ func statusIn(view agent.View, looked bool, name string) grpc_health_v1.HealthCh
 	}
 	switch name {
 	case "", HealthLiveness:
-		return serving
+		return well(h.alive(view, looked))
 	case HealthReadiness, v1.AgentService_ServiceDesc.ServiceName:
 		return well(looked)
 	}
@@ -95,7 +109,7 @@ func (h *health) List(context.Context, *grpc_health_v1.HealthListRequest) (*grpc
 	}
 	statuses := make(map[string]*grpc_health_v1.HealthCheckResponse, len(names))
 	for _, name := range names {
-		statuses[text(name)] = &grpc_health_v1.HealthCheckResponse{Status: statusIn(view, looked, name)}
+		statuses[text(name)] = &grpc_health_v1.HealthCheckResponse{Status: h.statusIn(view, looked, name)}
 	}
 	return &grpc_health_v1.HealthListResponse{Statuses: statuses}, nil
 }

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/capdrift/capdrift/agent"
 	"github.com/capdrift/capdrift/agent/rpc"
 	v1 "github.com/capdrift/capdrift/api/capdrift/v1"
 )
@@ -589,3 +590,52 @@ func TestProbes(t *testing.T) {
 		t.Errorf("reflection: %v", err)
 	}
 }
+
+// TestLivenessFailsWhenNothingLooks: an agent that answers and has not looked at its node for ten
+// sweeps is not alive, from its start on.
+func TestLivenessFailsWhenNothingLooks(t *testing.T) {
+	began := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	const sweep = 15 * time.Second
+	for what, row := range map[string]struct {
+		taken time.Time // the look; zero before the first one
+		sweep time.Duration
+		now   time.Duration // since the start
+		want  string
+	}{
+		"it is just starting":                        {time.Time{}, sweep, 10*sweep - 1, "SERVING"},
+		"it has never looked":                        {time.Time{}, sweep, 10 * sweep, "NOT_SERVING"},
+		"it has looked within ten sweeps":            {began.Add(sweep), sweep, 11*sweep - 1, "SERVING"},
+		"it has not looked for ten sweeps":           {began.Add(sweep), sweep, 11 * sweep, "NOT_SERVING"},
+		"it looks less often":                        {began.Add(sweep), 2 * sweep, 11 * sweep, "SERVING"},
+		"how often it looks is not known":            {began, 0, 1000 * sweep, "SERVING"},
+		"it looked a moment after the clock stepped": {began.Add(time.Hour), sweep, 0, "SERVING"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := newFeed()
+			report := steady().report(1, 1)
+			report.TakenAt = row.taken
+			f.publish(report)
+			f.view.Sweep = row.sweep
+			options := rpc.Options{Identity: rpc.Identity{Started: began}, Now: func() time.Time { return began.Add(row.now) }}
+			var asked feedOf = func() (agent.View, bool) { return *f.view, !row.taken.IsZero() }
+			conn := onSocket(t, asked, options)
+			health := grpc_health_v1.NewHealthClient(conn)
+			for _, name := range []string{"", rpc.HealthLiveness} {
+				answer, err := health.Check(soon(t), &grpc_health_v1.HealthCheckRequest{Service: name})
+				if err != nil || answer.Status.String() != row.want {
+					t.Errorf("%q: %v, %v, want %s", name, answer, err, row.want)
+				}
+			}
+			all, err := health.List(soon(t), &grpc_health_v1.HealthListRequest{})
+			if err != nil || all.Statuses[rpc.HealthLiveness].GetStatus().String() != row.want {
+				t.Errorf("the list: %v, %v, want %s", all, err, row.want)
+			}
+		})
+	}
+}
+
+// feedOf is a feed of views alone.
+type feedOf func() (agent.View, bool)
+
+func (f feedOf) View() (agent.View, bool)              { return f() }
+func (feedOf) Watch(agent.Position) agent.Subscription { panic("nobody watches") }

@@ -175,12 +175,12 @@ func (a audit) onPaper() bool { return a.places != nil }
 
 // run audits, prints, and turns what fails into the exit status.
 func (o *auditOptions) run(cmd *cobra.Command) error {
+	if err := o.gate.open(); err != nil {
+		return err
+	}
 	rules, err := o.policy(cmd)
 	if err != nil {
 		return printableError(err)
-	}
-	if err := o.gate.open(); err != nil {
-		return err
 	}
 	if o.fleet != nil {
 		return o.overFleet(cmd, rules)
@@ -228,17 +228,13 @@ func driftOf(findings []drift.Finding) []drift.Finding {
 	return rest
 }
 
-// policy reads what --pack and --exceptions name.
+// policy compiles what --pack and --exceptions name.
 func (o *auditOptions) policy(cmd *cobra.Command) (*policy.Policy, error) {
-	exceptions, err := readExceptions(o.gate.exceptions)
-	if err != nil {
-		return nil, err
-	}
 	ask := o.pods.version()
 	if o.fleet != nil {
 		ask = o.fleet.version
 	}
-	return o.packs.compile(cmd.Context(), cmd.ErrOrStderr(), exceptions, ask)
+	return o.packs.compile(cmd.Context(), cmd.ErrOrStderr(), o.gate.excepted, ask)
 }
 
 // judge holds what the filter keeps of the report against the policy. A container

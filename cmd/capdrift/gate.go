@@ -20,10 +20,11 @@ type gateOptions struct {
 	flag            string // by which it is asked: fail-on, or until-finding of watch
 	severity        string // its value; "" where no gate is asked for
 	allowIncomplete bool
-	exceptions      string // a file
+	exceptions      []string // files
 	failExpired     bool
 
-	accepted []policy.AcceptedGap // of the file; open reads them
+	excepted []policy.Exception   // of the files; open reads them
+	accepted []policy.AcceptedGap // the same
 }
 
 const (
@@ -39,7 +40,7 @@ func (o *gateOptions) addFlags(cmd *cobra.Command, flag, what, exceptions string
 	flags := cmd.Flags()
 	flags.StringVar(&o.severity, flag, "", what+": critical, high, medium, low, info")
 	flags.BoolVar(&o.allowIncomplete, "allow-incomplete", false, "let --"+flag+" pass although not everything could be seen or judged")
-	flags.StringVar(&o.exceptions, "exceptions", "", exceptions)
+	flags.StringArrayVar(&o.exceptions, "exceptions", nil, exceptions+"; may be repeated")
 	flags.BoolVar(&o.failExpired, "fail-on-expired", false, "exit with status 3 when something in --exceptions has expired")
 	if err := cmd.MarkFlagFilename("exceptions", "yaml", "yml"); err != nil {
 		panic(err) // a flag of this name was just defined
@@ -51,7 +52,7 @@ func (o *gateOptions) validate() error {
 	switch {
 	case o.severity != "" && !slices.Contains(severityNames(), o.severity):
 		return fmt.Errorf("--%s=%s: want one of %s", o.flag, printable(o.severity), strings.Join(severityNames(), ", "))
-	case o.failExpired && o.exceptions == "":
+	case o.failExpired && len(o.exceptions) == 0:
 		return errors.New("--fail-on-expired is about the exceptions of --exceptions, which is not given")
 	case o.allowIncomplete && o.severity == "":
 		return fmt.Errorf("--allow-incomplete is about --%s, which is not given", o.flag)
@@ -62,16 +63,24 @@ func (o *gateOptions) validate() error {
 // asked reports whether the status is to say that nothing is at or above a severity.
 func (o *gateOptions) asked() bool { return o.severity != "" }
 
-// open reads the file of exceptions, before anything is looked at.
-func (o *gateOptions) open() (err error) {
-	if o.exceptions == "" {
-		return nil
+// open reads the files of exceptions, before anything is looked at.
+func (o *gateOptions) open() error {
+	for _, name := range o.exceptions {
+		text, err := readPolicyFile(name)
+		if err != nil {
+			return err
+		}
+		some, err := policy.LoadExceptions(name, text)
+		if err != nil {
+			return printableError(err)
+		}
+		gaps, err := policy.LoadGaps(name, text)
+		if err != nil {
+			return printableError(err)
+		}
+		o.excepted, o.accepted = append(o.excepted, some...), append(o.accepted, gaps...)
 	}
-	text, err := readPolicyFile(o.exceptions)
-	if err != nil {
-		return err
-	}
-	if o.accepted, err = policy.LoadGaps(o.exceptions, text); err != nil {
+	if err := policy.CheckIDs(o.excepted, o.accepted); err != nil {
 		return printableError(err)
 	}
 	return nil
@@ -122,7 +131,7 @@ func (o *gateOptions) verdict(k known) error {
 	case o.asked() && k.worst >= severityOf(o.severity):
 		return findingsError{fmt.Errorf("%s, at or above --%s=%s", strings.Replace(k.what, "%s", k.worst.String(), 1), o.flag, o.severity)}
 	case o.failExpired && len(k.expired) > 0:
-		return findingsError{fmt.Errorf("%s expired: %s: renew or remove them in %s", many(len(k.expired), "exception"), printable(strings.Join(k.expired, ", ")), printable(o.exceptions))}
+		return findingsError{fmt.Errorf("%s expired: %s: renew or remove them in %s", many(len(k.expired), "exception"), printable(strings.Join(k.expired, ", ")), printable(strings.Join(o.exceptions, ", ")))}
 	case k.broken != nil:
 		return k.broken
 	case o.asked() && !o.allowIncomplete && k.incomplete() != "":

@@ -103,3 +103,56 @@ func TestGateSays(t *testing.T) {
 		t.Errorf("an escape sequence: %q", errs.String())
 	}
 }
+
+// TestSeveralFilesOfExceptions: each has its say, and what is wrong in one, or said in two, is told
+// with the file.
+func TestSeveralFilesOfExceptions(t *testing.T) {
+	gap := func(id, code, until string) string {
+		return "- {id: " + id + ", gaps: [" + code + "], node: '*', object: '*', owner: us, reason: r, expires: " + until + "}\n"
+	}
+	exception := "- {id: web, containers: 'true', rules: [cis-privileged], capabilities: [ALL], owner: us, reason: r, expires: 2199-01-01}\n"
+	guests := written(t, "guests.yaml", "coverage:\n"+gap("guests", "guest", "2199-01-01"))
+	hidden := written(t, "hidden.yaml", "coverage:\n"+gap("hidden", "processes_hidden", "2199-01-01")+"exceptions:\n"+exception)
+	former := written(t, "former.yaml", "coverage:\n"+gap("former", "guest", "2021-01-01"))
+	namesake := written(t, "namesake.yaml", "coverage:\n"+gap("web", "guest", "2199-01-01"))
+	broken := written(t, "broken.yaml", "coverage: [\n")
+	seen := []drift.Gap{{Code: drift.GapGuest, Node: "a", Object: "handler/runsc"}, {Code: drift.GapHidden, Node: "a", Object: drift.WholeNode}}
+	for name, row := range map[string]struct {
+		files []string
+		says  string // of the error; "" for none
+	}{
+		"both accept theirs":                 {[]string{guests, hidden}, ""},
+		"one does not accept the other's":    {[]string{guests}, "(1 gap)"},
+		"the second has expired":             {[]string{guests, hidden, former}, "1 exception expired: former (us): renew or remove them in " + guests + ", " + hidden + ", " + former},
+		"the second is wrong":                {[]string{guests, broken}, broken + ":"},
+		"the same file twice":                {[]string{guests, guests}, guests + ":2:1: there is another exception guests in " + guests},
+		"an exception and a gap have one id": {[]string{hidden, guests, namesake}, namesake + ":2:1: there is another exception web in " + hidden},
+		"the second is not there":            {[]string{guests, "/none.yaml"}, "/none.yaml"},
+	} {
+		o := gateOptions{flag: failOn, severity: "high", failExpired: true, exceptions: row.files}
+		err := o.open()
+		if err == nil {
+			err = o.decide(io.Discard, known{gaps: seen})
+		}
+		if (err == nil) != (row.says == "") || err != nil && !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%s: %v, want %q", name, err, row.says)
+		}
+	}
+}
+
+// TestAuditTakesSeveralFilesOfExceptions: an exception of the second file accepts what fails.
+func TestAuditTakesSeveralFilesOfExceptions(t *testing.T) {
+	manifest := written(t, "pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: web, image: i, securityContext: {privileged: true}}]}\n")
+	own := written(t, "own.yaml", "exceptions:\n- {id: own, containers: 'false', rules: [cis-privileged], capabilities: [ALL], owner: us, reason: r, expires: 2199-01-01}\n")
+	shared := written(t, "shared.yaml", "exceptions:\n- {id: shared, containers: 'true', rules: [cis-privileged], capabilities: [ALL], owner: us, reason: r, expires: 2199-01-01}\n")
+	for _, files := range [][]string{{own}, {own, shared}} {
+		args := []string{"audit", "--manifests", manifest, "--pack", "cis", "-o", "json"}
+		for _, file := range files {
+			args = append(args, "--exceptions", file)
+		}
+		stdout, stderr, status := capture(t, args...)
+		if got := strings.Contains(stdout, `"exception": "shared"`); status != exitDone || got != (len(files) == 2) {
+			t.Errorf("%d files: status %d, accepted %v, %s", len(files), status, got, stderr)
+		}
+	}
+}

@@ -47,7 +47,7 @@ func rootCommand() *cobra.Command {
 		Long: "Capdrift lists a node's containers through the CRI socket, reads the capability sets of every\n" +
 			"process from /proc, and says where they are not what was declared.",
 	}
-	root.AddCommand(scanCommand(nil), auditCommand(nil), agentCommand(), getCommand(nil), watchCommand(nil), explainCommand(), predictCommand(), decodeCommand(), policyCommand(), kubectlCommand(), versionCommand())
+	root.AddCommand(scanCommand(nil), auditCommand(nil), agentCommand(), getCommand(nil), watchCommand(nil), journalCommand(), explainCommand(), predictCommand(), decodeCommand(), policyCommand(), kubectlCommand(), versionCommand())
 	return root
 }
 

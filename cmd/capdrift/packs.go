@@ -151,11 +151,8 @@ func readPolicyFile(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxPolicyFile))
 }
 
-// readExceptions reads those of a file; none where it has no name.
+// readExceptions reads those of a file.
 func readExceptions(name string) ([]policy.Exception, error) {
-	if name == "" {
-		return nil, nil
-	}
 	text, err := readPolicyFile(name)
 	if err != nil {
 		return nil, err
