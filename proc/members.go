@@ -598,7 +598,18 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 		}
 	}
 	read = slices.DeleteFunc(read, func(p drift.Process) bool { return !still[p.PID] })
-	failures = slices.DeleteFunc(failures, func(f failure) bool { return !still[f.pid] })
+	failures = slices.DeleteFunc(failures, func(f failure) bool {
+		if !still[f.pid] {
+			return true
+		}
+		// One that was not there, and is, was hidden until now.
+		p, _, err := m.reader.explained(&l, &g.container, f.pid)
+		if again := errors.Is(f.err, ErrVanished) && err == nil; again {
+			read = append(read, p)
+			return true
+		}
+		return false
+	})
 	gone := func(pid int) bool { return !still[pid] }
 	if slices.ContainsFunc(pids, gone) {
 		g.known = slices.DeleteFunc(g.known, func(pid int) bool {

@@ -651,7 +651,7 @@ func (s *sweep) take(g *group, o *reading) {
 	default:
 		g.processes = append(g.processes, *o.process)
 		g.unknown = g.unknown || !o.born.known
-		if o.placed && o.process.Lineage != nil {
+		if o.placed && s.look.needsOrigin(&g.container, o.process) {
 			if g.placed == nil {
 				g.placed = make(map[int]bool)
 			}
