@@ -130,7 +130,7 @@ func TestAgentFindsOneOfSeveralRuntimes(t *testing.T) {
 // TestConfigMissing: --check-config refuses what an agent would look for in vain, by key and path.
 func TestConfigMissing(t *testing.T) {
 	root := t.TempDir()
-	for _, folder := range []string{"proc", "sys/fs/cgroup"} {
+	for _, folder := range []string{"proc", "sys/fs/cgroup", "half/proc"} {
 		if err := os.MkdirAll(filepath.Join(root, folder), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +143,7 @@ func TestConfigMissing(t *testing.T) {
 		"a runtime that is not up yet": {func(c *config) { c.Runtime.Endpoint = "/nowhere/runtime.sock" }, ""},
 		"a journal that is yet to be":  {func(c *config) { c.Journal.Dir = filepath.Join(root, "journal") }, ""},
 		"the host's root":              {func(c *config) { c.Node.HostRoot = "/nowhere" }, "node.hostRoot: /nowhere/proc: no such file or directory; mount the host's /proc there"},
-		"the host's cgroups":           {func(c *config) { c.Node.HostRoot = filepath.Join(root, "sys") }, "node.hostRoot: "},
+		"the host's cgroups":           {func(c *config) { c.Node.HostRoot = filepath.Join(root, "half") }, "node.hostRoot: " + filepath.Join(root, "half/sys/fs/cgroup") + ": no such file or directory; mount the host's /sys/fs/cgroup there"},
 		"the journal's place":          {func(c *config) { c.Journal.Dir = "/nowhere/journal" }, `journal.dir: /nowhere: no such file or directory; the journal is made in a folder that is there`},
 		"a pack":                       {func(c *config) { c.Policy.Packs = []string{"cis", "/nowhere/pack.yaml"} }, "policy.packs: /nowhere/pack.yaml: no such file or directory; mount it there, or name the place where it is"},
 		"exceptions":                   {func(c *config) { c.Policy.Exceptions = []string{"/nowhere/exceptions.yaml"} }, "policy.exceptions: /nowhere/exceptions.yaml: no such file"},
