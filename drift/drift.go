@@ -361,6 +361,10 @@ type Finding struct {
 	Incident string `json:"incident,omitempty"`
 	// Evidence is of the process that shows it, where that was read.
 	Evidence *Evidence `json:"evidence,omitempty"`
+	// OpenedAt is when an agent opened it, and UpdatedAt when it told last what has become of
+	// it; nil where no agent did, or where that was not written down.
+	OpenedAt  *time.Time `json:"openedAt,omitempty"`
+	UpdatedAt *time.Time `json:"updatedAt,omitempty"`
 }
 
 // MarshalJSON writes the capabilities as a list of names.

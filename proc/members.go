@@ -599,16 +599,15 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 	}
 	read = slices.DeleteFunc(read, func(p drift.Process) bool { return !still[p.PID] })
 	failures = slices.DeleteFunc(failures, func(f failure) bool {
-		if !still[f.pid] {
-			return true
+		if !still[f.pid] || !errors.Is(f.err, ErrVanished) {
+			return !still[f.pid]
 		}
 		// One that was not there, and is, was hidden until now.
 		p, _, err := m.reader.explained(&l, &g.container, f.pid)
-		if again := errors.Is(f.err, ErrVanished) && err == nil; again {
+		if err == nil {
 			read = append(read, p)
-			return true
 		}
-		return false
+		return err == nil
 	})
 	gone := func(pid int) bool { return !still[pid] }
 	if slices.ContainsFunc(pids, gone) {

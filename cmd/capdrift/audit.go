@@ -190,6 +190,8 @@ func (o *auditOptions) run(cmd *cobra.Command) error {
 		o.declared(cmd, &a)
 	} else if a.report, err = o.report(cmd.Context(), o.gate.asked()); err != nil {
 		return err
+	} else {
+		o.tellAge(cmd.ErrOrStderr(), a.report)
 	}
 	unjudged, err := o.judge(&a, time.Now())
 	if err != nil {

@@ -342,7 +342,7 @@ func TestGetErrorsNameTheNextMove(t *testing.T) {
 		"an unknown thing":         {"get pods", 2, "want one of node, containers, findings"},
 		"a node's name":            {"get node x", 2, "one node only"},
 		"an unknown format":        {"get findings -o csv", 2, "table, wide, json, jsonl, yaml, name"},
-		"sorted by nothing":        {"get findings --sort-by age", 2, "container, id, kind, pod, severity"},
+		"sorted by nothing":        {"get findings --sort-by processes", 2, "age, container, id, kind, pod, severity"},
 		"one thing filtered":       {"get container x --filter true", 2, "of lists"},
 		"a node watched":           {"get node -w", 2, "--watch is of the lists"},
 		"a watch as YAML":          {"get findings -w -o yaml", 2, "table, wide or jsonl"},

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	pretty "github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ type page struct {
 	Schema       string          `json:"schema"`
 	Node         drift.Node      `json:"node"`
 	Runtime      *drift.Runtime  `json:"runtime"`
+	TakenAt      time.Time       `json:"takenAt"` // when the node was looked at
 	Container    drift.Container `json:"container"`
 	PID          int             `json:"pid"` // the process that stands for the kernel; 0 for none
 	Capabilities []drift.Account `json:"capabilities"`
@@ -196,7 +198,7 @@ func namesFor(c drift.Container) []string {
 // explained makes the page.
 func explained(report drift.Report, c drift.Container, p *drift.Process, asked capdecode.Set, host *proc.FS) page {
 	page := page{
-		Schema: explainSchema, Node: report.Node, Runtime: report.Runtime, Container: c, Findings: []drift.Finding{},
+		Schema: explainSchema, Node: report.Node, Runtime: report.Runtime, TakenAt: report.TakenAt, Container: c, Findings: []drift.Finding{},
 		Capabilities: drift.Explain(report.Node, report.Expectations, c, p, asked), Arrival: []string{}, Coverage: report.Coverage,
 	}
 	if p != nil {

@@ -50,7 +50,7 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 	accepted := 0
 	k, inside, namespaces := known{what: "there are findings of severity %s", gaps: f.gaps()}, false, []string(nil)
 	for i := range answers {
-		if a := &answers[i]; resource == "node" && a.why == nil {
+		if a := &answers[i]; a.why == nil {
 			a.said.node, a.why = nodeOf(a.told)
 		}
 		said := answers[i].said
@@ -81,6 +81,9 @@ func (o *getOptions) overFleet(cmd *cobra.Command, out getWriter, resource, name
 	o.excepted.count(errs, accepted)
 	otherVersions(errs, answers)
 	for _, a := range answers {
+		if a.why == nil {
+			tellAge(errs, a.node, orZero(a.said.node.TakenAt), out.now)
+		}
 		if a.why != nil || resource == "node" && len(answers) == 1 { // whose table says it
 			continue
 		}
@@ -174,11 +177,11 @@ func (o *getOptions) writeFleet(f *fleet, out getWriter, errs io.Writer, resourc
 				return a.said.node
 			case name == "":
 				o.sort(resource, a.said.items)
-				return listOf(resource, a.said.items, a.said.accepted, a.said.position)
+				return listOf(resource, a.said.items, a.said.accepted, a.said.position, a.said.node.TakenAt)
 			case len(a.said.items) == 0: // it is on another one
 				return nil
 			}
-			return lineOf(a.said.items[0])
+			return namedLine(a.said.items[0], a.said.node.TakenAt)
 		})
 		if o.format == "yaml" {
 			return writeYAML(out, form)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -128,6 +129,7 @@ func (f *fleet) look(ctx context.Context, errs io.Writer, namespace string, gate
 			continue
 		}
 		report := &answers[i].said
+		tellAge(errs, answers[i].node, report.TakenAt, time.Now())
 		report.Node.Name = answers[i].node // as Kubernetes calls it, whatever the agent does
 		found := specs.complete(ctx, answers[i].node, report)
 		if !slices.ContainsFunc(found, isLoud) {

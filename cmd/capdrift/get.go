@@ -193,8 +193,13 @@ func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 	if err != nil {
 		return c.explained(ctx, err)
 	}
+	told, err := nodeOf(node)
+	if err != nil {
+		return err
+	}
+	out.takenAt = told.TakenAt
 	if resource == "node" {
-		if err := out.node(node); err != nil {
+		if err := out.node(told); err != nil {
 			return err
 		}
 	}
@@ -204,6 +209,7 @@ func (o *getOptions) run(cmd *cobra.Command, resource, name string) error {
 			return err
 		}
 	}
+	tellAge(cmd.ErrOrStderr(), "", orZero(told.TakenAt), out.now)
 	for _, blind := range blindness(node, "capdrift get node") {
 		if resource != "node" {
 			fmt.Fprintln(cmd.ErrOrStderr(), "capdrift: warning:", blind)
@@ -347,6 +353,14 @@ func (s subject) pod() *drift.Pod {
 	return s.finding.Pod
 }
 
+// began is when the container was created, or the finding opened; zero where that is not known.
+func (s subject) began() time.Time {
+	if s.container != nil {
+		return s.container.Created
+	}
+	return orZero(s.finding.OpenedAt)
+}
+
 // called is what people call the container, or the finding's one.
 func (s subject) called() string {
 	if s.finding != nil {
@@ -386,7 +400,7 @@ var orders = map[string]order{
 	"container": {"", func(a, b subject) int { return cmp.Or(cmp.Compare(a.called(), b.called()), byPod(a, b)) }},
 	"id":        {"", func(a, b subject) int { return cmp.Compare(a.id(), b.id()) }},
 	"processes": {"container", func(a, b subject) int { return cmp.Or(cmp.Compare(b.processes, a.processes), byPod(a, b)) }},
-	"age":       {"container", func(a, b subject) int { return cmp.Or(b.container.Created.Compare(a.container.Created), byPod(a, b)) }},
+	"age":       {"", func(a, b subject) int { return cmp.Or(b.began().Compare(a.began()), byPod(a, b)) }},
 	"severity": {"finding", func(a, b subject) int {
 		return cmp.Or(cmp.Compare(b.finding.Severity, a.finding.Severity), byPod(a, b))
 	}},

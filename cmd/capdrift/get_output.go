@@ -31,6 +31,9 @@ type getWriter struct {
 	table  table
 	now    time.Time
 	nodes  bool // what is listed is of several: the table says of which
+	ages   bool // of some findings that are listed it is known when they were opened
+
+	takenAt *time.Time // when the node was looked at; nil where it was not, or several are listed
 }
 
 // itemLine is one container or finding as a line of JSON, like those of scan.
@@ -40,16 +43,25 @@ type itemLine struct {
 	Container *drift.Container `json:"container,omitempty"`
 	Finding   *drift.Finding   `json:"finding,omitempty"`
 	Undecided string           `json:"undecided,omitempty"` // why the filter could not judge it
+	TakenAt   *time.Time       `json:"takenAt,omitempty"`   // when the node was looked at; of one that is named
 }
 
 func lineOf(item subject) itemLine {
-	return itemLine{drift.Schema, item.kind(), item.container, item.finding, item.undecided}
+	return itemLine{drift.Schema, item.kind(), item.container, item.finding, item.undecided, nil}
+}
+
+// namedLine is the only one that is asked for, with when its node was looked at.
+func namedLine(item subject, takenAt *time.Time) itemLine {
+	line := lineOf(item)
+	line.TakenAt = takenAt
+	return line
 }
 
 // itemList is a list as one object.
 type itemList struct {
 	Schema     string            `json:"schema"`
 	Position   *place            `json:"position"` // of the last page
+	TakenAt    *time.Time        `json:"takenAt"`  // when the node was looked at
 	Containers []drift.Container `json:"containers,omitzero"`
 	Findings   []drift.Finding   `json:"findings,omitzero"`
 	Accepted   *int              `json:"accepted,omitempty"` // of findings, how many exceptions accept, shown or not
@@ -80,9 +92,9 @@ func (w getWriter) line(item subject) error { return writeJSONLine(w, lineOf(ite
 func (w getWriter) one(item subject) error {
 	switch w.format {
 	case "json":
-		return writeJSON(w, lineOf(item))
+		return writeJSON(w, namedLine(item, w.takenAt))
 	case "yaml":
-		return writeYAML(w, lineOf(item))
+		return writeYAML(w, namedLine(item, w.takenAt))
 	}
 	if err := w.list(item.kind(), []subject{item}, 0, nil); err != nil || item.finding == nil || w.format == "name" || w.table.noHeaders {
 		return err
@@ -105,9 +117,9 @@ func (w getWriter) details(f drift.Finding) error {
 func (w getWriter) list(resource string, items []subject, accepted int, position *v1.Position) error {
 	switch w.format {
 	case "json":
-		return writeJSON(w, listOf(resource, items, accepted, position))
+		return writeJSON(w, listOf(resource, items, accepted, position, w.takenAt))
 	case "yaml":
-		return writeYAML(w, listOf(resource, items, accepted, position))
+		return writeYAML(w, listOf(resource, items, accepted, position, w.takenAt))
 	case "jsonl":
 		for _, item := range items {
 			if err := w.line(item); err != nil {
@@ -126,6 +138,7 @@ func (w getWriter) list(resource string, items []subject, accepted int, position
 	if len(items) == 0 {
 		return nil
 	}
+	w.ages = slices.ContainsFunc(items, func(item subject) bool { return item.finding != nil && item.finding.OpenedAt != nil })
 	writer := w.table.newWriter(w.row("node", w.header(resource)))
 	for _, item := range items {
 		if item.container != nil {
@@ -135,7 +148,11 @@ func (w getWriter) list(resource string, items []subject, accepted int, position
 	for _, group := range groupsOf(items) {
 		column := slices.Index(w.row("node", w.header(resource)), any("finding"))
 		writer.AppendRows(w.table.incidentRows(group.Incident, column, func(f drift.Finding) pretty.Row {
-			return w.row(printable(group.node), w.finding(f))
+			opened := f.OpenedAt
+			if !w.table.wide { // the row stands for all of them
+				opened = openedFirst(group.Findings)
+			}
+			return w.row(printable(group.node), w.finding(f, opened))
 		}))
 	}
 	_, err := fmt.Fprintln(w, trimLines(writer.Render()))
@@ -178,8 +195,8 @@ func (w getWriter) row(node string, row pretty.Row) pretty.Row {
 	return append(pretty.Row{node}, row...)
 }
 
-func listOf(resource string, items []subject, accepted int, position *v1.Position) itemList {
-	list := itemList{Schema: listSchema, Position: placeOf(position), Undecided: []undecided{}}
+func listOf(resource string, items []subject, accepted int, position *v1.Position, takenAt *time.Time) itemList {
+	list := itemList{Schema: listSchema, Position: placeOf(position), TakenAt: takenAt, Undecided: []undecided{}}
 	if resource == "container" {
 		list.Containers = []drift.Container{}
 	} else {
@@ -201,6 +218,9 @@ func listOf(resource string, items []subject, accepted int, position *v1.Positio
 func (w getWriter) header(resource string) pretty.Row {
 	if resource == "finding" {
 		header := pretty.Row{"severity", "pod", "container", "pid", "hop", "finding", "capabilities", "id"}
+		if w.ages {
+			header = append(header, "age")
+		}
 		if w.table.wide {
 			header = append(header, "set", "cause", "exception", "container id", "incident", "message")
 		}
@@ -229,9 +249,13 @@ func (w getWriter) container(item subject) pretty.Row {
 	return row
 }
 
-func (w getWriter) finding(f drift.Finding) pretty.Row {
+// finding is a row of one that was opened at a time; nil where that is not known.
+func (w getWriter) finding(f drift.Finding, opened *time.Time) pretty.Row {
 	row := pretty.Row{
 		w.table.severity(f.Severity), podOf(f.Pod), containerOf(f), taskOf(f), printable(where(f)), printable(what(f)), orNone(brief(f.Capabilities)), shortID(f.ID),
+	}
+	if w.ages {
+		row = append(row, w.since(orZero(opened)))
 	}
 	if w.table.wide {
 		row = append(row, orNone(f.Set), orNone(string(f.Cause)), orNone(f.Exception), orNone(cellID(f.ContainerID)), orNone(f.Incident), printable(f.Message))
@@ -367,11 +391,7 @@ func nodeOf(m *v1.GetNodeResponse) (agentNode, error) {
 
 // node prints the node. Its table goes on with how the agent's parts fare and with
 // what is not seen: a node without findings may be one that nobody looks at.
-func (w getWriter) node(m *v1.GetNodeResponse) error {
-	node, err := nodeOf(m)
-	if err != nil {
-		return err
-	}
+func (w getWriter) node(node agentNode) error {
 	switch w.format {
 	case "json":
 		return writeJSON(w, node)
@@ -391,7 +411,7 @@ func (w getWriter) node(m *v1.GetNodeResponse) error {
 	if !w.table.noHeaders {
 		w.health(&out, node)
 	}
-	_, err = io.WriteString(w, out.String())
+	_, err := io.WriteString(w, out.String())
 	return err
 }
 

@@ -130,6 +130,7 @@ func (o *scanOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	o.tellAge(cmd.ErrOrStderr(), report)
 	shown, err := o.choose(report)
 	if err != nil {
 		return err

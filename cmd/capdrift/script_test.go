@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -22,6 +23,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs the binary as its users do, on nodes made of files and of
 // recorded answers: testdata/script/*.txtar.
 func TestScripts(t *testing.T) {
+	fresh := shop()
+	fresh.TakenAt = time.Now().Add(time.Hour) // however long the scripts take, it is not old
 	env := map[string]string{
 		"PID":             strconv.Itoa(os.Getpid()),
 		"CONTAINERD":      fake.Serve(t, load(t, "containerd-2.4.2")).Endpoint,
@@ -33,7 +36,7 @@ func TestScripts(t *testing.T) {
 		"CRIO_ROOT":       capturedNode(t, "cri-o-1.37.0", "v2").root,
 		"DRIFT_ROOT":      driftNode(t).root,
 		"HOSTILE_ROOT":    hostileNode(t).root,
-		"AGENT":           agentSocketOf(t, newTold(shop())),
+		"AGENT":           agentSocketOf(t, newTold(fresh)),
 		"AGENT_NOT_YET":   agentSocketOf(t, newTold(nil)),
 		"KUBECONFIG":      fleetOfThree(t).kubeconfig,
 	}
