@@ -604,6 +604,7 @@ func (m *Members) Read(ctx context.Context, containerID string, pids []int) ([]d
 		}
 		// One that was not there, and is, was hidden until now.
 		p, _, err := m.reader.explained(&l, &g.container, f.pid)
+		m.owe(g, l.uptime, m.reader.spent(f.pid))
 		if err == nil {
 			read = append(read, p)
 		}
